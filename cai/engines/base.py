@@ -1,0 +1,99 @@
+"""The seam between `cai` and language models: two operations, generate and choice_logprobs."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cai.types import Turn
+
+__all__ = ["Engine", "EngineFactory", "EnginePrompt", "Generation", "Sampling", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePrompt:
+    """What a model is to continue: `turns` rendered by the model's own chat template (when there are any), then
+    `text` as it stands. With no turns, `text` is the whole prompt.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. `temperature` 0 is greedy; `stop` strings end the text and are not part of it."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """The continuation of prompt number `index`. `finished` is false when `max_new_tokens` cut it off."""
+
+    index: int
+    text: str
+    num_tokens: int
+    finished: bool
+
+
+@dataclass(slots=True)
+class Usage:
+    """Running totals of one engine: tokens read (after prefix sharing), tokens made, forward FLOPs, seconds.
+
+    `unknown` counts words that the model's vocabulary lacks, by word, so that a constitution that the model cannot
+    read is reported and not met with silence.
+    """
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    new_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    unknown: dict[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A language model that generates and scores.
+
+    Both operations are deterministic in their arguments: randomness comes from (seed, keys[i]) alone, and batches are
+    planned over the full list, so a call that passes over `done` indices gives the same bits for the rest.
+    """
+
+    name: str
+    usage: Usage
+
+    def generate(
+        self,
+        prompts: Sequence[EnginePrompt],
+        sampling: Sampling,
+        *,
+        seed: int,
+        keys: Sequence[str],
+        done: Collection[int] = (),
+    ) -> Iterator[Generation]:
+        """Yield one Generation per index not in `done`, as they finish, in no particular order."""
+        ...
+
+    def choice_logprobs(
+        self, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]]
+    ) -> list[NDArray[np.float64]]:
+        """Log-probability, in nats and not renormalised, of each continuation of each prompt.
+
+        `choices[i]` are the continuations of `prompts[i]`; the result has one array of shape (len(choices[i]),) per
+        prompt. Tokens of a continuation are summed. Work on common prefixes is shared.
+        """
+        ...
+
+
+class EngineFactory(Protocol):
+    """Makes an engine for a model folder or hub id (an engine configuration with the model left open)."""
+
+    def __call__(self, *, model: str) -> Engine:
+        """Load `model` and return an engine for it."""
+        ...

@@ -1,0 +1,76 @@
+"""Every error that `cai` raises on purpose; each message is one line: what, where, the value, what is allowed.
+
+* CaiError
+  + ConfigError        a key or value of the Hydra configuration
+  + ConstitutionError  a constitution file (names file, line and key)
+  + PromptError        a prompt template
+  + DataError          a dataset or record file (names file and line)
+  + ModelError         a model folder, tokenizer or checkpoint
+  + EngineError        generation or option log-probabilities
+  + LabelerError       a labeler cannot give what was asked of it
+  + StoreError         the store of stage outputs
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "CaiError",
+    "ConfigError",
+    "ConstitutionError",
+    "DataError",
+    "EngineError",
+    "LabelerError",
+    "ModelError",
+    "PromptError",
+    "StoreError",
+    "unknown",
+]
+
+
+class CaiError(Exception):
+    """Base of all errors whose message is meant for the user; the command line prints it and exits with 2."""
+
+
+class ConfigError(CaiError):
+    """A key or value of the configuration is wrong."""
+
+
+class ConstitutionError(CaiError):
+    """A constitution file is wrong."""
+
+
+class PromptError(CaiError):
+    """A prompt template is wrong, or was given the wrong variables."""
+
+
+class DataError(CaiError):
+    """A dataset or record file is wrong."""
+
+
+class ModelError(CaiError):
+    """A model folder, tokenizer or checkpoint is wrong."""
+
+
+class EngineError(CaiError):
+    """An engine cannot do what was asked."""
+
+
+class LabelerError(CaiError):
+    """A labeler cannot do what was asked."""
+
+
+class StoreError(CaiError):
+    """The store of stage outputs is damaged or cannot be used."""
+
+
+def unknown(what: str, name: object, known: Iterable[object]) -> str:
+    """One line that says `name` is unknown, with the nearest known name and all allowed ones.
+
+    >>> unknown("labeler", "simulted", ["ai", "simulated"])
+    "unknown labeler 'simulted'; did you mean 'simulated'? Allowed: ai, simulated"
+    """
+    names = sorted(str(k) for k in known)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {what} {str(name)!r}{hint} Allowed: {', '.join(names) or 'none'}"

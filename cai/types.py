@@ -1,0 +1,141 @@
+"""The records that stages hand to each other, as frozen dataclasses (stdlib only).
+
+One JSONL line is one record; `cai.records` reads and writes them. Ids are stable: the same prompt, model and seed
+give the same id in every run, which is what lets a stage resume and two runs share work.
+"""
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "Comparison",
+    "Demonstration",
+    "Judgment",
+    "Pair",
+    "Preference",
+    "Prompt",
+    "PromptSets",
+    "Response",
+    "Revision",
+    "Turn",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a dialogue; `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A dialogue that waits for the assistant: the last turn is the user's.
+
+    `tags` say which prompt set it came from (`red_team`, `helpful`, ...); principles may apply to some tags only.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    tags: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One answer to a prompt. `finished` is false when `max_new_tokens` cut it off before the end-of-turn token."""
+
+    id: str
+    prompt_id: str
+    text: str
+    model: str
+    num_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """One step of critique and revision (Bai et al. 2022b, section 3.1): `response` was criticised under one
+    principle and became `revision`. `critique` is None in the critique-less variant. `step` counts from 1.
+    `rejected` names why the revision was not usable (then the next step and the SFT set keep `response`), or None.
+    """
+
+    id: str
+    prompt: Prompt
+    step: int
+    principle_id: str
+    response: str
+    critique: str | None
+    revision: str
+    templates: dict[str, str]
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """What SFT trains on: a prompt and the text to answer it with. `source` is e.g. `revision-2` or `helpful`."""
+
+    id: str
+    prompt: Prompt
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A prompt with K responses, K >= 2, waiting for a judgment. Response order is the sampling order."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """`p` is the probability that response `first` is preferred to response `second` (indices into `responses`)."""
+
+    first: int
+    second: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """A labeler's verdict on one comparison.
+
+    `pairs` holds the verdict, in the comparison's own response order, whatever order was shown. An abstention has no
+    pairs and says why in `abstained`. `evidence` keeps what the verdict was made of, as plain JSON: for the AI labeler
+    a row per pair, principle and order shown, with the raw option log-probabilities.
+    """
+
+    id: str
+    comparison_id: str
+    labeler: str
+    person: str
+    pairs: tuple[Pair, ...]
+    principle_ids: tuple[str, ...] = ()
+    templates: dict[str, str] = field(default_factory=dict)
+    evidence: tuple[dict[str, object], ...] = ()
+    abstained: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """What the reward model trains on: the responses to one prompt with soft pairwise labels."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    labeler: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSets:
+    """What a data source gives: prompts for each stage, and helpful demonstrations. Sets do not overlap."""
+
+    red_team: tuple[Prompt, ...]
+    demonstrations: tuple[Demonstration, ...]
+    comparisons: tuple[Prompt, ...]
+    rl: tuple[Prompt, ...]
+    evaluation: tuple[Prompt, ...]
