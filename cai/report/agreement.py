@@ -1,0 +1,98 @@
+"""Agreement of labelers and calibration of probabilities, as statistics that `Bootstrap` can resample."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cai.report.statistics import Floats, Table, ratio, table_of, wilson
+
+__all__ = [
+    "Bin",
+    "alpha_of",
+    "alpha_table",
+    "calibration",
+    "calibration_error_of",
+    "calibration_table",
+    "human_ceiling",
+    "kappa_of",
+    "kappa_table",
+]
+
+
+def kappa_table(seed: int, prompts: Sequence[str], first: Sequence[bool], second: Sequence[bool]) -> Table:
+    """For `kappa_of`: two labelers' binary labels of the same items."""
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    return table_of(seed, prompts, np.column_stack([~a & ~b, ~a & b, a & ~b, a & b]).astype(np.float64), len(a))
+
+
+def kappa_of(sums: Floats) -> Floats:
+    """(N, 4) counts (00, 01, 10, 11) -> (N,) Cohen's kappa = (p_o - p_e) / (1 - p_e)."""
+    total = sums.sum(axis=1)
+    observed = ratio(sums[:, 0] + sums[:, 3], total)
+    first, second = ratio(sums[:, 2] + sums[:, 3], total), ratio(sums[:, 1] + sums[:, 3], total)
+    expected = first * second + (1 - first) * (1 - second)
+    return ratio(observed - expected, 1 - expected)
+
+
+def alpha_table(seed: int, prompts: Sequence[str], ratings: Sequence[Sequence[bool]]) -> Table:
+    """For `alpha_of`: `ratings[i]` are the binary labels of item i by however many people; one alone tells nothing."""
+    pairs = [(p, len(r), sum(r)) for p, r in zip(prompts, ratings, strict=True) if len(r) > 1]
+    rows = [(m - ones, ones, 2.0 * ones * (m - ones) / (m - 1)) for _, m, ones in pairs]
+    return table_of(seed, [p for p, _, _ in pairs], np.array(rows, dtype=np.float64).reshape(-1, 3), len(pairs))
+
+
+def alpha_of(sums: Floats) -> Floats:
+    """(N, 3) zeros, ones, disagreement -> (N,) Krippendorff's nominal alpha = 1 - D_o / D_e (Krippendorff 2018)."""
+    zeros, ones = sums[:, 0], sums[:, 1]
+    total = zeros + ones
+    return 1 - ratio(sums[:, 2] / np.maximum(total, 1), ratio(2 * zeros * ones, total * (total - 1)))
+
+
+def calibration_table(
+    seed: int, prompts: Sequence[str], predicted: Sequence[float], outcome: Sequence[float], *, num_bins: int = 10
+) -> Table:
+    """For `calibration_error_of` and `calibration`: probabilities in [0, 1] and (soft) outcomes, in equal bins."""
+    p, y = np.asarray(predicted, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
+    place = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    one_hot = np.eye(num_bins)[place]
+    return table_of(seed, prompts, np.hstack([one_hot, one_hot * p[:, None], one_hot * y[:, None]]), len(p))
+
+
+def calibration_error_of(sums: Floats) -> Floats:
+    """(N, 3 * bins) -> (N,) expected calibration error: sum over bins of |sum predicted - sum outcome| / total."""
+    count, predicted, outcome = np.split(sums, 3, axis=1)
+    return ratio(np.abs(predicted - outcome).sum(axis=1), count.sum(axis=1))
+
+
+def human_ceiling(agreement: float) -> float | None:
+    """How often one person's label equals the truth, if two people agree at the rate `agreement` and err alike and
+    independently: agreement = q^2 + (1 - q)^2, so q = (1 + sqrt(2 agreement - 1)) / 2. None below 1/2.
+    """
+    return (1 + math.sqrt(2 * agreement - 1)) / 2 if agreement >= 0.5 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions in [low, high): their number, mean, the mean outcome, and its interval."""
+
+    low: float
+    high: float
+    num: int
+    predicted: float
+    outcome: float
+    outcome_low: float
+    outcome_high: float
+
+
+def calibration(tables: Sequence[Table], *, level: float = 0.95) -> list[Bin]:
+    """The bins of `calibration_table`s, empty ones left out; intervals are Wilson's."""
+    count, predicted, outcome = np.split(np.sum([t.sums.sum(axis=0) for t in tables], axis=0), 3)
+    num_bins = len(count)
+    bins = []
+    for k in np.flatnonzero(count):
+        low, high = wilson(outcome[k], count[k], level=level)
+        means = float(predicted[k] / count[k]), float(outcome[k] / count[k])
+        bins.append(Bin(k / num_bins, (k + 1) / num_bins, int(count[k]), *means, low, high))
+    return bins

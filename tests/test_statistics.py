@@ -1,0 +1,284 @@
+"""The report's statistics: against known values, against libraries, and by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cai.report.agreement import (
+    alpha_of,
+    alpha_table,
+    calibration,
+    calibration_error_of,
+    calibration_table,
+    human_ceiling,
+    kappa_of,
+    kappa_table,
+)
+from cai.report.statistics import Bootstrap, Table, holm, mean_table, wilson
+
+
+def names(num: int, prefix: str = "p") -> list[str]:
+    return [f"{prefix}{i}" for i in range(num)]
+
+
+def simulated_study(rng: np.random.Generator, num_prompts: int, num_samples: int, spread: float) -> Table:
+    """Responses whose mean is 0, with an effect of the prompt that its responses share."""
+    effect = rng.normal(0, spread, size=num_prompts)
+    values = effect[:, None] + rng.normal(size=(num_prompts, num_samples))
+    return mean_table(0, [p for p in names(num_prompts) for _ in range(num_samples)], values.ravel())
+
+
+# --- the mean and its interval ----------------------------------------------------------------------------------------
+
+
+def test_interval_covers_the_truth_when_responses_share_a_prompt() -> None:
+    rng = np.random.default_rng(0)
+    bootstrap = Bootstrap(num_draws=1000)
+    covered = naive = 0
+    for _ in range(400):
+        table = simulated_study(rng, num_prompts=60, num_samples=8, spread=1.0)
+        estimate = bootstrap.estimate([table])
+        assert estimate is not None
+        covered += estimate.low <= 0 <= estimate.high
+        naive += abs(estimate.value) < 1.96 * math.sqrt((1 + 1.0) / estimate.num)
+    # 95 % of 400 is 380, sd 4.4; an interval that forgets the prompts covers about 63 %
+    assert 363 <= covered <= 394
+    assert naive < 300
+
+
+def test_interval_of_a_clustered_rate_covers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    bootstrap = Bootstrap(num_draws=1000)
+    prompts = [p for p in names(100) for _ in range(2)]
+    for rate, at_least in ((0.5, 272), (0.02, 272)):  # of 300: 95 % is 285, sd 3.8
+        shape = (rate * 4, (1 - rate) * 4)
+        covered = 0
+        for _ in range(300):
+            values = (rng.random((100, 2)) < rng.beta(*shape, size=(100, 1))).astype(float)
+            estimate = bootstrap.estimate([mean_table(0, prompts, values.ravel())])
+            assert estimate is not None
+            covered += estimate.low <= rate <= estimate.high
+        assert covered >= at_least, rate
+
+
+def test_zero_events_do_not_give_an_interval_of_width_zero() -> None:
+    estimate = Bootstrap(num_draws=500).estimate([mean_table(0, names(200), np.zeros(200))])
+    assert estimate is not None
+    assert estimate.method == "wilson"
+    assert (estimate.value, estimate.low) == (0.0, 0.0)
+    assert estimate.high == pytest.approx(0.0188, abs=1e-3)
+
+
+def test_repeated_samples_of_one_prompt_are_no_new_evidence() -> None:
+    once = Bootstrap(num_draws=2000).estimate([mean_table(0, names(50), np.arange(50.0))])
+    copies = Bootstrap(num_draws=2000).estimate([mean_table(0, names(50) * 4, np.tile(np.arange(50.0), 4))])
+    assert once is not None and copies is not None
+    assert (copies.num, copies.num_prompts) == (200, 50)
+    assert (copies.low, copies.high) == pytest.approx((once.low, once.high))
+
+
+def test_nan_does_not_count_and_nothing_gives_none() -> None:
+    bootstrap = Bootstrap(num_draws=500)
+    estimate = bootstrap.estimate([mean_table(0, names(4), [1.0, math.nan, 3.0, math.nan])])
+    assert estimate is not None
+    assert (estimate.value, estimate.num, estimate.num_prompts) == (2.0, 2, 2)
+    assert bootstrap.estimate([mean_table(0, names(2), [math.nan, math.nan])]) is None
+    assert bootstrap.estimate([]) is None
+
+
+def test_same_seed_same_interval() -> None:
+    table = mean_table(0, names(30), np.arange(30.0))
+    assert Bootstrap(num_draws=300, seed=5).estimate([table]) == Bootstrap(num_draws=300, seed=5).estimate([table])
+    assert Bootstrap(num_draws=300, seed=5).estimate([table]) != Bootstrap(num_draws=300, seed=6).estimate([table])
+
+
+def test_order_of_rows_and_of_seeds_does_not_matter() -> None:
+    values = np.arange(40.0)
+    tables = [mean_table(s, names(40), values * (s + 1)) for s in range(3)]
+    turned = [mean_table(s, names(40)[::-1], (values * (s + 1))[::-1]) for s in (2, 0, 1)]
+    bootstrap = Bootstrap(num_draws=300)
+    first, second = bootstrap.estimate(tables), bootstrap.estimate(turned)
+    assert first is not None and second is not None
+    assert (first.low, first.high) == pytest.approx((second.low, second.high))
+    assert first.per_seed == second.per_seed == {0: 19.5, 1: 39.0, 2: 58.5}
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    """Between-seed spread of 1 must show, although each seed's own prompts give intervals of +-.1."""
+    rng = np.random.default_rng(2)
+    tables = [mean_table(s, names(400, f"{s}-"), s + rng.normal(size=400)) for s in range(3)]
+    estimate = Bootstrap(num_draws=2000).estimate(tables)
+    assert estimate is not None
+    assert list(estimate.per_seed) == [0, 1, 2]
+    assert estimate.low < 0.2 and estimate.high > 1.8
+
+
+def test_prompts_that_seeds_share_do_not_count_thrice() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=100)
+    bootstrap = Bootstrap(num_draws=4000)
+    shared = bootstrap.estimate([mean_table(s, names(100), values) for s in range(3)])
+    own = bootstrap.estimate([mean_table(s, names(100, f"{s}-"), values) for s in range(3)])
+    one = bootstrap.estimate([mean_table(0, names(100), values)])
+    assert shared is not None and own is not None and one is not None
+    assert shared.high - shared.low == pytest.approx(one.high - one.low, rel=0.1)
+    # two of three draws of seeds hold a seed twice, but with prompts drawn anew
+    assert own.high - own.low == pytest.approx((one.high - one.low) / math.sqrt(3), rel=0.1)
+
+
+def test_hierarchical_interval_covers_when_seeds_agree() -> None:
+    rng = np.random.default_rng(4)
+    bootstrap = Bootstrap(num_draws=600)
+    covered = 0
+    for _ in range(200):
+        tables = [mean_table(s, names(50, f"{s}-"), rng.normal(size=50)) for s in range(3)]
+        estimate = bootstrap.estimate(tables)
+        assert estimate is not None
+        covered += estimate.low <= 0 <= estimate.high
+    assert covered >= 180  # conservative is allowed, less than 95 % (190, sd 3) is not
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def test_paired_difference_is_sharper_than_unpaired() -> None:
+    rng = np.random.default_rng(5)
+    difficulty = rng.normal(0, 2, size=200)
+    a, b = difficulty + 0.2 + rng.normal(0, 0.5, 200), difficulty + rng.normal(0, 0.5, 200)
+    bootstrap = Bootstrap(num_draws=2000)
+    paired = bootstrap.difference([mean_table(0, names(200), a)], [mean_table(0, names(200), b)])
+    unpaired = bootstrap.difference([mean_table(0, names(200), a)], [mean_table(0, names(200, "q"), b)])
+    assert paired is not None and unpaired is not None
+    assert paired.value == pytest.approx(unpaired.value)
+    assert paired.excludes_zero and not unpaired.excludes_zero
+    assert paired.high - paired.low < 0.4 * (unpaired.high - unpaired.low)
+    assert paired.p_value is not None and paired.p_value < 0.01
+
+
+def test_difference_pairs_by_the_seeds_in_common() -> None:
+    bootstrap = Bootstrap(num_draws=500)
+    a = [mean_table(s, names(20), np.arange(20.0) + 10 * s) for s in (0, 1)]
+    b = [mean_table(s, names(20), np.arange(20.0) + 10 * s + 1) for s in (1, 2)]
+    difference = bootstrap.difference(a, b)
+    assert difference is not None
+    assert (difference.value, difference.low, difference.high) == pytest.approx((-1.0, -1.0, -1.0))
+    assert list(difference.per_seed) == [1]
+
+
+def test_difference_of_two_rates_without_events_is_not_certain() -> None:
+    zero = [mean_table(0, names(100), np.zeros(100))]
+    difference = Bootstrap(num_draws=200).difference(zero, zero)
+    assert difference is not None
+    assert difference.method == "mover"
+    assert difference.low < -0.03 < 0.03 < difference.high
+    assert difference.p_value == pytest.approx(1.0)
+
+
+def test_p_values_of_no_difference_are_uniform_enough() -> None:
+    rng = np.random.default_rng(6)
+    bootstrap = Bootstrap(num_draws=500)
+    small = 0
+    for _ in range(300):
+        tables = [[mean_table(0, names(60), rng.normal(size=60))] for _ in range(2)]
+        difference = bootstrap.difference(*tables)
+        assert difference is not None and difference.p_value is not None
+        assert (difference.p_value < 0.05) == difference.excludes_zero or abs(difference.p_value - 0.05) < 0.02
+        small += difference.p_value < 0.05
+    assert 4 <= small <= 30  # 15 expected, sd 3.8
+
+
+# --- closed formulas against libraries --------------------------------------------------------------------------------
+
+
+def test_known_kappas() -> None:
+    """reference values: balanced binary labels with a = .726 -> .452; .60 -> .20; .773 -> .546"""
+    for agreement, kappa in ((0.726, 0.452), (0.60, 0.20), (0.773, 0.546)):
+        half = agreement / 2
+        sums = np.array([[half, 0.5 - half, 0.5 - half, half]])
+        assert kappa_of(sums)[0] == pytest.approx(kappa, abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
+def test_kappa_is_sklearns(pairs: list[tuple[bool, bool]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    if len({*first, *second}) < 2:
+        return  # one class only: kappa is 0/0
+    sums = kappa_table(0, names(len(pairs)), first, second).sums.sum(axis=0)[None, :]
+    assert kappa_of(sums)[0] == pytest.approx(metrics.cohen_kappa_score(first, second), abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([True, False, None]), min_size=3, max_size=3), min_size=3, max_size=20))
+def test_alpha_is_evalicas_with_people_missing(rows: list[list[bool | None]]) -> None:
+    evalica = pytest.importorskip("evalica")
+    pandas = pytest.importorskip("pandas")
+    ratings = [[r for r in row if r is not None] for row in rows]
+    pairable = [r for row in ratings if len(row) > 1 for r in row]
+    if len(set(pairable)) < 2:
+        return
+    sums = alpha_table(0, names(len(rows)), ratings).sums.sum(axis=0)[None, :]
+    frame = pandas.DataFrame([[None if r is None else float(r) for r in row] for row in rows]).T
+    assert alpha_of(sums)[0] == pytest.approx(evalica.alpha(frame).alpha, abs=1e-9)
+
+
+@pytest.mark.parametrize(("events", "num"), [(0, 200), (1, 40), (29, 40), (40, 40)])
+def test_wilson_is_statsmodels(events: int, num: int) -> None:
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    assert wilson(events, num) == pytest.approx(proportion.proportion_confint(events, num, method="wilson"), abs=1e-12)
+
+
+def test_holm_is_statsmodels() -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p_values = [0.04, 0.001, 0.2, 0.02, 0.9]
+    assert holm(p_values) == pytest.approx(list(multitest.multipletests(p_values, method="holm")[1]))
+    assert holm([]) == []
+
+
+def test_kappa_and_alpha_have_intervals_that_hold_them() -> None:
+    rng = np.random.default_rng(7)
+    truth = rng.random(500) < 0.5
+    first, second = truth ^ (rng.random(500) < 0.16), truth ^ (rng.random(500) < 0.16)
+    bootstrap = Bootstrap(num_draws=1000)
+    kappa = bootstrap.estimate([kappa_table(0, names(500), list(first), list(second))], kappa_of)
+    alpha = bootstrap.estimate([alpha_table(0, names(500), list(zip(first, second, strict=True)))], alpha_of)
+    assert kappa is not None and alpha is not None
+    assert kappa.value == pytest.approx(alpha.value, abs=0.01)
+    expected = 2 * (0.84**2 + 0.16**2) - 1
+    assert kappa.low < expected < kappa.high < kappa.low + 0.2
+
+
+def test_human_ceiling() -> None:
+    assert human_ceiling(0.726) == pytest.approx(0.836, abs=5e-4)
+    assert human_ceiling(0.60) == pytest.approx(0.7236, abs=1e-4)
+    assert human_ceiling(1.0) == 1.0
+    assert human_ceiling(0.49) is None
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_error_of_honest_and_of_overconfident_predictions() -> None:
+    rng = np.random.default_rng(8)
+    truth = rng.random(4000)
+    outcome = (rng.random(4000) < truth).astype(float)
+    honest = calibration_table(0, names(4000), list(truth), list(outcome))
+    boastful = calibration_table(0, names(4000), list(np.where(truth > 0.5, 0.99, 0.01)), list(outcome))
+    error = [calibration_error_of(t.sums.sum(axis=0)[None, :])[0] for t in (honest, boastful)]
+    assert error[0] < 0.03
+    assert error[1] == pytest.approx(0.24, abs=0.02)
+    bins = calibration([honest])
+    assert len(bins) == 10 and sum(b.num for b in bins) == 4000
+    assert sum(b.outcome_low <= b.predicted <= b.outcome_high for b in bins) >= 8
+
+
+def test_probability_one_is_in_the_last_bin() -> None:
+    (last,) = calibration([calibration_table(0, ["p"], [1.0], [1.0])])
+    assert (last.low, last.high, last.num) == (0.9, 1.0, 1)
