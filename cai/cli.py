@@ -1,0 +1,118 @@
+"""The `cai` command. Every command imports what it needs when it runs, so that help and checks load no torch."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from cai.errors import CaiError
+
+__all__ = ["main"]
+
+
+def _run(args: argparse.Namespace) -> None:
+    from cai.commands import run
+
+    run.sweep(args.overrides) if args.multirun else run.run(args.overrides)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from cai.commands import run
+
+    run.compare(args.runs, args.output)
+
+
+def _constitution_check(args: argparse.Namespace) -> None:
+    from cai.commands import files
+
+    files.check(args.names)
+
+
+def _constitution_import(args: argparse.Namespace) -> None:
+    from cai.commands import files
+
+    files.import_constitution(args.source, args.dest)
+
+
+def _init(args: argparse.Namespace) -> None:
+    from cai.commands import files
+
+    files.init(args.dir)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from cai.commands import doctor
+
+    doctor.doctor()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cai", description=__doc__.split(".")[0] if __doc__ else None)
+    parser.description = (
+        "Constitutional AI as one pipeline: a constitution goes in, a trained model and a report come out."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        group: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        name: str,
+        action: Callable[[argparse.Namespace], None],
+        text: str,
+        epilog: str = "",
+    ) -> argparse.ArgumentParser:
+        command = group.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(action=action)
+        return command
+
+    command = add(commands, "run", _run, "run the pipeline", _RUN_EPILOG)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
+    command.add_argument("-m", "--multirun", action="store_true", help="sweep: a run for each combination of values")
+
+    command = add(commands, "compare", _compare, "write one report about several runs")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
+    command.add_argument("--output", default="comparison", metavar="DIR", help="where report.html goes (%(default)s)")
+
+    command = commands.add_parser("constitution", help="check a constitution, or import a published one")
+    group = command.add_subparsers(metavar="COMMAND", required=True)
+    command = add(group, "check", _constitution_check, "report every problem of constitution files")
+    command.add_argument("names", nargs="*", metavar="NAME", help="a name or a path (all that are found, if none)")
+    command = add(group, "import", _constitution_import, "turn a published JSON constitution into YAML")
+    command.add_argument("source", metavar="SRC", help="a JSON file")
+    command.add_argument("dest", metavar="DEST", help="the YAML file to write")
+
+    command = add(commands, "init", _init, "copy conf/, constitutions/ and prompts/ to edit")
+    command.add_argument("dir", metavar="DIR")
+    add(commands, "doctor", _doctor, "what machine, devices, versions and extras are here")
+    return parser
+
+
+_RUN_EPILOG = """\
+examples:
+  cai run experiment=demo                            RLHF against RLAIF on the embedded sandbox
+  cai run experiment=rlaif constitution=minimal      one run, another constitution
+  cai run experiment=rlaif seed=1,2,3 -m             three runs, and a report about all of them
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 2 after a mistake of the user's (one line on stderr says which)."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no overrides behind -m; Hydra's users put them there.
+    if rest and (not hasattr(arguments, "overrides") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    try:
+        arguments.action(arguments)
+    except CaiError as error:
+        if os.environ.get("CAI_TRACEBACK"):
+            raise
+        print(f"cai: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cai: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,144 @@
+"""The recipe: which steps there are, in which order, and what feeds what. Knows stages by their protocol alone."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cai.errors import ConfigError, unknown
+from cai.paths import PACKAGE
+from cai.progress import duration
+from cai.stages.base import Stage
+from cai.store import Entry, Store
+
+__all__ = ["RECIPE", "Planned", "Step", "plan", "run_step", "run_steps", "summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a run: its name, the configuration key of its stage, and which step feeds each of its inputs."""
+
+    name: str
+    key: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+# Read it from top to bottom: this is Constitutional AI (Bai et al. 2022b) with the labeler left open.
+RECIPE: Final[tuple[Step, ...]] = (
+    Step("pretrain", "pretrain"),
+    Step("data", "data"),
+    Step("revise", "revise", {"data": "data"}),
+    Step("sft", "sft", {"revise": "revise"}),
+    Step("sample", "sample", {"data": "data", "sft": "sft"}),
+    Step("label", "label", {"data": "data", "sample": "sample"}),
+    Step("reward", "reward", {"data": "data", "sft": "sft", "label": "label"}),
+    Step("rl", "rl", {"data": "data", "sft": "sft", "reward": "reward"}),
+    Step("evaluate_base", "evaluate", {"data": "data", "reference": "sft"}),
+    Step("evaluate_sl_cai", "evaluate", {"data": "data", "reference": "sft", "model": "sft"}),
+    Step("evaluate_policy", "evaluate", {"data": "data", "reference": "sft", "model": "rl"}),
+    Step("win_rate", "win_rate", {"data": "data", "a": "evaluate_policy", "b": "evaluate_sl_cai"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A step with its stage, ready to run: `settings` is the resolved configuration node, `texts` the hashes."""
+
+    step: Step
+    stage: Stage
+    settings: Mapping[str, object]
+    texts: Mapping[str, str]
+
+
+def plan(names: Sequence[str], nodes: Mapping[str, Mapping[str, object]], stages: Mapping[str, Stage]) -> list[Planned]:
+    """The named steps in the order of the recipe, with the stages and settings of their keys.
+
+    Reads every text that a stage depends on, so that a missing file is found before anything runs. Raises ConfigError
+    for an unknown step, or one whose input is not made by another named step.
+    """
+    known = [step.name for step in RECIPE]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"steps: {unknown('step', name, known)}")
+    planned = []
+    for step in RECIPE:
+        if step.name not in names:
+            continue
+        for name in step.inputs.values():
+            if name not in names:
+                raise ConfigError(f"steps: {step.name!r} needs {name!r}, which is not among {', '.join(names)}")
+        stage = stages[step.key]
+        planned.append(Planned(step, stage, nodes[step.key], stage.texts()))
+    return planned
+
+
+def run_step(planned: Planned, inputs: Mapping[str, Entry], store: Store) -> Entry:
+    """The output of one step, from the store or made now. `inputs` go by the stage's own names for them."""
+    material = {
+        "version": planned.stage.version,
+        "settings": _portable(planned.settings),
+        "texts": dict(planned.texts),
+        "inputs": {name: entry.fingerprint for name, entry in inputs.items()},
+    }
+    folders = {name: entry.path for name, entry in inputs.items()}
+    return store.get(material, lambda output: planned.stage.run(folders, output), name=planned.step.key)
+
+
+def run_steps(steps: Sequence[Planned], store: Store, done: Callable[[dict[str, Entry]], None]) -> dict[str, Entry]:
+    """Run the planned steps; print a line for each, and call `done` with all entries so far."""
+    entries: dict[str, Entry] = {}
+    for planned in steps:
+        step = planned.step
+        print(f"{step.name} ...", file=sys.stderr)
+        entries[step.name] = run_step(planned, {i: entries[name] for i, name in step.inputs.items()}, store)
+        print(line(step.name, entries[step.name]), flush=True)
+        done(entries)
+    return entries
+
+
+def _portable(settings: object) -> object:
+    """Settings without this machine's path of the package, so that a moved checkout keeps its fingerprints."""
+    if isinstance(settings, Mapping):
+        return {key: _portable(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_portable(value) for value in settings]
+    return settings.replace(str(PACKAGE), "<cai>") if isinstance(settings, str) else settings
+
+
+# --- what the terminal shows ------------------------------------------------------------------------------------------
+
+
+def line(name: str, entry: Entry) -> str:
+    """One plain line about one step: cached or its seconds, tokens, and what it counted."""
+    spent = "cached" if entry.cached else duration(entry.seconds)
+    counts = [f"{key} {_number(value)}" for key, value in entry.facts.items() if not _is_cost(key)]
+    return f"{name:<16}{spent:>12}{tokens(entry):>14,} tokens   {', '.join(counts[:4])}".rstrip()
+
+
+def summary(entries: Mapping[str, Entry]) -> str:
+    """The table at the end of a run: a row per step (seconds and tokens of its making), and the total of this run."""
+    rows = [f"{'step':<16}{'time':>12}{'tokens':>14}"]
+    for name, entry in entries.items():
+        how = "cached" if entry.cached else "computed"
+        rows.append(f"{name:<16}{duration(entry.seconds):>12}{tokens(entry):>14,}  {how}")
+    fresh = [entry for entry in _distinct(entries.values()) if not entry.cached]
+    spent = duration(sum(entry.seconds for entry in fresh))
+    rows.append(f"{'this run':<16}{spent:>12}{sum(tokens(entry) for entry in fresh):>14,}")
+    return "\n".join(rows)
+
+
+def tokens(entry: Entry) -> int:
+    """Tokens that the making of `entry` read and wrote: the facts whose names end in `tokens`."""
+    return int(sum(value for key, value in entry.facts.items() if key.endswith("tokens")))
+
+
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    return list({entry.fingerprint: entry for entry in entries}.values())
+
+
+def _is_cost(key: str) -> bool:
+    return key.endswith(("tokens", "flops", "seconds", "cost"))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
