@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import cai
 from cai.errors import CaiError
 
 __all__ = ["main"]
@@ -47,10 +48,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cai", description=__doc__.split(".")[0] if __doc__ else None)
-    parser.description = (
-        "Constitutional AI as one pipeline: a constitution goes in, a trained model and a report come out."
-    )
+    parser = argparse.ArgumentParser(prog="cai", description=cai.__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import yaml
 from hydra import compose as hydra_compose
@@ -23,6 +22,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -34,7 +34,7 @@ from cai.errors import CaiError, ConfigError, unknown
 from cai.nodes import check_node
 from cai.paths import PACKAGE, folders, packaged
 
-__all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep"]
+__all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep", "sweep_folder"]
 
 
 @dataclass
@@ -183,6 +183,14 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
+def sweep_folder(overrides: Sequence[str]) -> Path:
+    """Where the jobs of a sweep and the report about them go: `out/sweep-<name>`."""
+    with _hydra():
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        fixed = _composed([str(o.input_line) for o in parsed if not o.is_sweep_override()]) or _composed([])
+    return Path(fixed["out"]).absolute() / f"sweep-{fixed['name'] or run_name(overrides)}"
+
+
 def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], object]) -> None:
     """Hydra's own multirun: `job` gets the overrides of each job, through whatever launcher is configured.
 
@@ -196,12 +204,15 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], obj
 
     run = hydra_main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")(task)
     arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={folder}"]
-    # FULL_ERROR: Hydra raises instead of printing a traceback and leaving the process.
-    with patch.object(sys, "argv", arguments), patch.dict(os.environ, HYDRA_FULL_ERROR="1"):
-        try:
-            run()
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(_one_line(error, overrides)) from None
+    # FULL_ERROR: Hydra then raises, where it would print a traceback and leave the process
+    before, sys.argv = sys.argv, arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(_one_line(error, overrides)) from None
+    finally:
+        sys.argv = before
 
 
 # --- errors of Hydra and OmegaConf, as one line ---------------------------------------------------------------------
@@ -232,9 +243,6 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     strange = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", f"{error} {cause}")
     if strange:
         return _unknown_key(key or strange[1], overrides)
-    group = re.search(r"Could not override '([^'@]+)", str(error))
-    if group and "No match in the defaults list" in str(error):
-        return _unknown_key(group[1], overrides)
     return f"{key}: {text}" if key and key not in text else text
 
 
@@ -242,17 +250,18 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Name the keys that stand where `key` was looked for."""
     rest = [o for o in overrides if o.partition("=")[0].lstrip("+~") != key]
     with _hydra():
-        for attempt in (rest, []):
-            try:
-                known = hydra_compose("config", overrides=_last_of_each(attempt))
-                break
-            except (HydraException, OmegaConfBaseException):
-                continue
+        known = _composed(rest) or _composed([]) or OmegaConf.create()
         parent, _, name = key.rpartition(".")
         while parent and not OmegaConf.is_dict(OmegaConf.select(known, parent)):
             parent, _, name = parent.rpartition(".")
-        siblings = list(OmegaConf.select(known, parent) if parent else known)
+        siblings = set(OmegaConf.select(known, parent) if parent else known)
         if not parent:
-            loader = GlobalHydra.instance().config_loader()
-            siblings += [group for group in loader.list_groups("") if group not in siblings]
+            siblings |= set(GlobalHydra.instance().config_loader().list_groups(""))
     return f"{key}: {unknown('key', name, siblings)}"
+
+
+def _composed(overrides: Sequence[str]) -> Any:
+    try:
+        return hydra_compose("config", overrides=_last_of_each(overrides))
+    except (HydraException, OmegaConfBaseException):
+        return None

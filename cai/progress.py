@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
     """
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes = int(round(seconds)) // 60
+    minutes = round(seconds) // 60
     return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 

@@ -20,13 +20,13 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from cai.errors import StoreError
-from cai.records import digest_file, fingerprint, read_json, write_json
+from cai.records import digest_file, digest_folder, fingerprint, read_json, write_json
 
 __all__ = ["Entry", "Store"]
 
 _MANIFEST: Final = "MANIFEST.json"
 _META: Final = "meta.json"
-_JOURNAL: Final = ".journal"
+_SCRAPS: Final = ("*.journal", ".*.tmp")  # journals, and half-written files of `cai.records`
 # Files up to this size are hashed whenever they are used (about 0.1 s); of larger ones only the size is compared.
 _HASHED_BYTES: Final = 64 * 2**20
 
@@ -69,10 +69,8 @@ class Store:
                 return _entry(name, key, folder, cached=True)
             partial = folder.with_name(f"partial-{key}")
             partial.mkdir(exist_ok=True)
-            start = time.perf_counter()
-            facts = build(partial)
-            finite = {fact: value for fact, value in facts.items() if math.isfinite(value)}  # NaN: does not apply
-            write_json(partial / _META, {"seconds": time.perf_counter() - start, "facts": finite})
+            if not (partial / _META).is_file():  # written when all else is: with it, only publishing is left to do
+                _make(partial, build)
             _publish(partial, folder, material)
         return _entry(name, key, folder, cached=False)
 
@@ -92,18 +90,27 @@ def _locked(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _publish(partial: Path, folder: Path, material: Mapping[str, object]) -> None:
-    """Drop the journals, write the manifest last, sync everything, rename."""
-    for journal in sorted(partial.rglob(f"*{_JOURNAL}")):
-        shutil.rmtree(journal) if journal.is_dir() else journal.unlink(missing_ok=True)
-    (partial / _MANIFEST).unlink(missing_ok=True)  # of a call that was killed between here and the rename
-    files = {
-        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-        for path in sorted(partial.rglob("*"))
-        if path.is_file() and path != partial / _META
-    }
+def _make(partial: Path, build: Callable[[Path], dict[str, float]]) -> None:
+    """Build, drop journals and half-written files, sync what is left, and note the facts last."""
+    start = time.perf_counter()
+    facts = build(partial)
+    seconds = time.perf_counter() - start
+    for pattern in _SCRAPS:
+        for path in sorted(partial.rglob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in (partial, *partial.rglob("*")):
         _sync(path)
+    finite = {name: value for name, value in facts.items() if math.isfinite(value)}  # NaN: does not apply
+    write_json(partial / _META, {"seconds": seconds, "facts": finite})
+
+
+def _publish(partial: Path, folder: Path, material: Mapping[str, object]) -> None:
+    """Write the manifest, then make the output visible by one rename."""
+    files = {
+        name: {"bytes": (partial / name).stat().st_size, "sha256": digest}
+        for name, digest in digest_folder(partial).items()
+        if name not in (_META, _MANIFEST, f".{_MANIFEST}.tmp")
+    }
     write_json(partial / _MANIFEST, {"material": material, "files": files})
     os.replace(partial, folder)
     _sync(folder.parent)

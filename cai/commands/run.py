@@ -42,9 +42,7 @@ def run(overrides: Sequence[str]) -> None:
 
 def sweep(overrides: Sequence[str]) -> None:
     """Run a job for each combination of the overrides' values, then write one report about all of them."""
-    first = config.compose([o for o in overrides if "," not in o and not o.startswith("hydra/")])
-    folder = Path(first.out).absolute() / f"sweep-{first.name or config.run_name(overrides)}"
-
+    folder = config.sweep_folder(overrides)
     config.sweep(overrides, folder, lambda job: _run(job, folder))
     print(_report(_run_folders([folder]), folder))
 
