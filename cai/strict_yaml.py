@@ -26,7 +26,7 @@ MAX_PROBLEMS: Final = 100
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is some ten times faster
 _RESOLVER: Final = Resolver()
 _UNPRINTABLE: Final = re.compile("[^\x09\x0a\x0d\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_NUMBER: Final = re.compile(r"\d{1,15}(\.\d{1,15})?([eE][+-]?\d{1,3})?")
+_NUMBER: Final = re.compile(r"\d{1,15}(\.\d{1,15})?")
 _KINDS: Final = {
     "int": "a number",
     "float": "a number",
@@ -169,19 +169,24 @@ def _kind(event: yaml.ScalarEvent) -> str:
 
 
 class Checker:
-    """Takes values out of nodes. What is wrong is added to `problems`, a line each: `file:line: key: problem`; the
+    """Takes values out of nodes. What is wrong is added to `problems`, one line each: `file:line: key: problem`; the
     value is then None (or lacks the part that is wrong), so that one pass finds everything.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.problems: list[str] = []
+        self._found: list[tuple[int, str]] = []
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything found so far, in the order of lines."""
+        return [problem for _, problem in sorted(self._found, key=lambda found: found[0])]
 
     def add(self, line: int, key: str, problem: str) -> None:
         """Note a problem; a hundred are enough, then YamlProblem ends the reading."""
-        if len(self.problems) >= MAX_PROBLEMS:
+        if len(self._found) >= MAX_PROBLEMS:
             raise YamlProblem(line, "and more problems from here on")
-        self.problems.append(f"{self.path}:{line}: {key}: {problem}" if key else f"{self.path}:{line}: {problem}")
+        self._found.append((line, f"{self.path}:{line}: {key}: {problem}" if key else f"{self.path}:{line}: {problem}"))
 
     def mapping(self, node: Node, key: str, known: Collection[str], required: Collection[str]) -> dict[str, Node]:
         """The values by key; keys that are unknown, doubled or missing are problems."""
@@ -228,7 +233,12 @@ class Checker:
         """A finite number above 0."""
         if node is None:
             return default
-        if isinstance(node, Scalar) and _NUMBER.fullmatch(node.text) and 0 < float(node.text) < float("inf"):
+        if (
+            isinstance(node, Scalar)
+            and node.kind == "a number"
+            and _NUMBER.fullmatch(node.text)
+            and float(node.text) > 0
+        ):
             return float(node.text)
         self.add(node.line, key, f"must be a number above 0, got {describe(node)}")
         return default

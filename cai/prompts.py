@@ -1,0 +1,339 @@
+"""Prompt families: folders of Jinja templates, rendered to what an engine continues, with slots where answers go.
+
+A family has up to five templates (`KINDS`), each with its own variables. A template is text with *slots*: a choice slot
+(the probability of each option is read) or a text slot (a continuation is sampled). Text slots name the strings that
+end them, so what comes back needs no parsing.
+
+A file with `block`s gives turns for a model's own chat template (the assistant block is what its answer starts with); a
+file without gives one text. Values are inert: they are never template source, turns or slots, and the markers that a
+family lists as `reserved` (turn headers, special tokens) are broken up where a value holds them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Final, cast
+
+from cai import paths
+from cai.constitution import Principle
+from cai.engines.base import EnginePrompt
+from cai.errors import PromptError, unknown
+from cai.records import fingerprint
+from cai.strict_yaml import Checker, Scalar, YamlProblem, parse_file
+from cai.templates import Templates
+from cai.types import Turn
+
+__all__ = ["KINDS", "ChoiceSlot", "PromptFamily", "Rendered", "TextSlot"]
+
+KINDS: Final[Mapping[str, frozenset[str]]] = {
+    "critique": frozenset({"turns", "response", "principle"}),
+    "revision": frozenset({"turns", "response", "principle", "critique"}),
+    "direct_revision": frozenset({"turns", "response", "principle"}),
+    "judge": frozenset({"turns", "responses", "principle"}),
+    "judge_cot": frozenset({"turns", "responses", "principle"}),
+}
+SETTINGS: Final = "family.yaml"
+SUFFIX: Final = ".jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceSlot:
+    """A place for one of `options`."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSlot:
+    """A place for sampled text, which ends before the first of the `stop` strings."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+
+
+Slot = ChoiceSlot | TextSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A rendered template: `turns` (empty without blocks), then `parts`, of which no two neighbours are both text."""
+
+    turns: tuple[Turn, ...]
+    parts: tuple[str | ChoiceSlot | TextSlot, ...]
+
+    @property
+    def slots(self) -> tuple[ChoiceSlot | TextSlot, ...]:
+        """The slots, in order."""
+        return tuple(part for part in self.parts if not isinstance(part, str))
+
+    def prefix(self) -> EnginePrompt:
+        """Everything before the first slot."""
+        return self.fill(())
+
+    def fill(self, values: Sequence[str]) -> EnginePrompt:
+        """Everything before the next slot, once the first slots are filled with `values`; all when none is left.
+
+        PromptError when there are more values than slots, or a value is not an option of its slot.
+        """
+        slots = self.slots
+        if len(values) > len(slots):
+            raise PromptError(f"{len(values)} values for {len(slots)} slots")
+        for slot, value in zip(slots, values, strict=False):
+            if isinstance(slot, ChoiceSlot) and value not in slot.options:
+                raise PromptError(unknown("option", value, slot.options))
+        text: list[str] = []
+        waiting = list(values)
+        for part in self.parts:
+            if isinstance(part, str):
+                text.append(part)
+            elif waiting:
+                text.append(waiting.pop(0))
+            else:
+                break
+        return EnginePrompt(turns=self.turns, text="".join(text))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wording:
+    """A principle as templates see it: every wording filled in."""
+
+    id: str
+    axis: str
+    statement: str
+    critique: str
+    revision: str
+    comparison: str
+
+
+class PromptFamily:
+    """The templates in `./prompts/NAME/`, and, for files that are not there, in the shipped `prompts/NAME/`.
+
+    When the family is made, every file is read and checked, and every template rendered once with a sample: a mistake
+    is a PromptError that names file and line. Files whose name starts with `_` are there to be included.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._paths = _find_files(name)
+        self._sources = {file: _read(path) for file, path in self._paths.items()}
+        self._wording, self._reserved = _read_settings(self._paths.get(SETTINGS))
+        self._wordings: dict[Principle, _Wording] = {}
+        templates = {file: (self._paths[file], text) for file, text in self._sources.items() if file != SETTINGS}
+        self._templates = Templates(templates, {"choice": _choice, "text": _text}, (ChoiceSlot, TextSlot))
+        self.kinds = tuple(kind for kind in KINDS if kind + SUFFIX in templates)
+        for kind in self.kinds:
+            self._check_variables(kind)
+            self.render(kind, **{variable: _SAMPLES[variable] for variable in KINDS[kind]})
+
+    def render(self, template: str, **variables: object) -> Rendered:
+        """Render one of `KINDS` with exactly its variables.
+
+        `turns` is a sequence of Turn, `response` and `critique` are text, `responses` is a sequence of texts and
+        `principle` is a Principle. The options of a judge's last slot are in the order of `responses`.
+        """
+        self._known(template)
+        if variables.keys() != KINDS[template]:
+            self._complain(template, variables)
+        inert = {name: self._inert(name, value) for name, value in variables.items()}
+        file = template + SUFFIX
+        turns: list[Turn] = []
+        parts: list[str | ChoiceSlot | TextSlot] = []
+        for block in self._templates.blocks(file) or (None,):
+            pieces = _joined(self._templates.run(file, inert, block))
+            if block in (None, "assistant"):
+                parts = _trimmed(pieces, start=block is not None)
+            else:
+                turns.append(Turn(block, self._turn_text(template, block, pieces)))
+        self._check_slots(template, parts, variables)
+        return Rendered(turns=tuple(turns), parts=tuple(parts))
+
+    def hashes(self, *templates: str) -> dict[str, str]:
+        """SHA-256 by template: of its file, the files that it includes and the family's settings."""
+        return {template: fingerprint(self.sources(template)) for template in templates}
+
+    def sources(self, *templates: str) -> dict[str, str]:
+        """The text, by file name, of every file that these templates (all, when none is named) are made of."""
+        wanted = {SETTINGS} & self._sources.keys()
+        for template in templates or self.kinds:
+            self._known(template)
+            wanted.update(self._templates.closure(template + SUFFIX))
+        return {file: self._sources[file] for file in sorted(wanted)}
+
+    def _known(self, template: str) -> None:
+        if template not in self.kinds:
+            raise PromptError(unknown(f"template of the prompt family {self.name!r}", template, self.kinds))
+
+    def _complain(self, template: str, given: Mapping[str, object]) -> None:
+        path, wanted = self._paths[template + SUFFIX], KINDS[template]
+        for name in given:
+            if name not in wanted:
+                raise PromptError(f"{path}: unused variable: {unknown('variable', name, wanted)}")
+        raise PromptError(f"{path}: missing variables: {', '.join(sorted(wanted - given.keys()))}")
+
+    def _check_variables(self, kind: str) -> None:
+        file = kind + SUFFIX
+        used = self._templates.variables(file)
+        for name in sorted(used - KINDS[kind]):
+            raise PromptError(f"{self._templates.where_used(file, name)}: {unknown('variable', name, KINDS[kind])}")
+        if unused := sorted(KINDS[kind] - used):
+            raise PromptError(f"{self._paths[file]}: makes no use of {', '.join(unused)}")
+
+    def _turn_text(self, template: str, block: str, pieces: list[str | ChoiceSlot | TextSlot]) -> str:
+        text = "".join(piece for piece in pieces if isinstance(piece, str)).strip("\n")
+        if not text or any(not isinstance(piece, str) for piece in pieces):
+            problem = "must not be empty" if not text else "cannot hold slots; those go into block assistant"
+            raise PromptError(f"{self._paths[template + SUFFIX]}: block {block} {problem}")
+        return text
+
+    def _check_slots(
+        self, template: str, parts: list[str | ChoiceSlot | TextSlot], variables: Mapping[str, object]
+    ) -> None:
+        path = self._paths[template + SUFFIX]
+        slots = [part for part in parts if not isinstance(part, str)]
+        last = parts[-1] if parts else ""
+        if "responses" not in variables:
+            if not isinstance(last, TextSlot) or len(slots) != 1:
+                raise PromptError(f"{path}: must end with its only slot, {{{{ text(...) }}}}")
+            return
+        num_responses = len(cast(Sequence[str], variables["responses"]))
+        if not isinstance(last, ChoiceSlot):
+            raise PromptError(f"{path}: must end with {{{{ choice(...) }}}}, an option for each response")
+        if len(last.options) != num_responses:
+            raise PromptError(f"{path}: ends with {len(last.options)} options for {num_responses} responses")
+        if template == "judge_cot" and not any(isinstance(slot, TextSlot) for slot in slots):
+            raise PromptError(f"{path}: has no {{{{ text(...) }}}} for the chain of thought")
+
+    def _inert(self, name: str, value: object) -> object:
+        """The value as templates get it: of the right type, and with no reserved marker in it."""
+        if name == "principle" and isinstance(value, Principle):
+            if value not in self._wordings:
+                self._wordings[value] = self._worded(value)
+            return self._wordings[value]
+        if name in ("response", "critique") and isinstance(value, str):
+            return self._broken(value)
+        if name in ("turns", "responses") and isinstance(value, Sequence):
+            if name == "turns" and all(isinstance(turn, Turn) for turn in value):
+                return tuple(Turn(turn.role, self._broken(turn.content)) for turn in value)
+            if name == "responses" and all(isinstance(response, str) for response in value):
+                return tuple(self._broken(response) for response in value)
+        raise PromptError(f"variable {name!r} cannot be a {type(value).__name__} (or holds what it must not)")
+
+    def _worded(self, principle: Principle) -> _Wording:
+        given = {"critique": principle.critique, "revision": principle.revision, "comparison": principle.comparison}
+        filled = {
+            request: text or self._wording[request].replace("{statement}", principle.statement)
+            for request, text in given.items()
+        }
+        texts = {name: self._broken(text) for name, text in {"statement": principle.statement, **filled}.items()}
+        return _Wording(id=principle.id, axis=principle.axis, **texts)
+
+    def _broken(self, value: str) -> str:
+        """The value with a space before the last character of every reserved marker in it."""
+        if self._reserved is None:
+            return value
+        for _ in range(8):
+            if not self._reserved.search(value):
+                return value
+            value = self._reserved.sub(lambda found: f"{found[0][:-1]} {found[0][-1]}", value)
+        raise PromptError(f"{self._paths[SETTINGS]}: reserved: breaking up the markers makes others")
+
+
+def _find_files(name: str) -> dict[str, Path]:
+    """The family's files by name: the shipped ones, and over them the user's own."""
+    found: dict[str, Path] = {}
+    for folder in reversed(paths.folders("prompts")):
+        if (folder / name).is_dir():
+            found |= {path.name: path for path in (folder / name).iterdir() if path.suffix in (SUFFIX, ".yaml")}
+    if not found or name != Path(name).name:
+        raise PromptError(unknown("prompt family", name, paths.names("prompts")))
+    known = {SETTINGS, *(kind + SUFFIX for kind in KINDS)}
+    for file, path in found.items():
+        if file not in known and not (file.startswith("_") and file.endswith(SUFFIX)):
+            raise PromptError(f"{path}: {unknown('file of a prompt family', file, known)}, and _*.jinja to include")
+    return dict(sorted(found.items()))
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}:{data.count(10, 0, error.start) + 1}: not UTF-8; save it as UTF-8 text") from None
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _read_settings(path: Path | None) -> tuple[dict[str, str], re.Pattern[str] | None]:
+    """The wording of the three requests when a principle has none of its own, and what finds reserved markers."""
+    wording = dict.fromkeys(("critique", "revision", "comparison"), "{statement}")
+    if path is None:
+        return wording, None
+    checker = Checker(path)
+    try:
+        values = checker.mapping(parse_file(path), "", known=(*wording, "reserved"), required=())
+        for request in wording:
+            text = checker.text(values.get(request), request) or wording[request]
+            if "{statement}" not in text:
+                checker.add(values[request].line, request, "must hold {statement}, the place of the principle")
+            wording[request] = text
+        markers = []
+        for index, item in enumerate(checker.sequence(values.get("reserved"), "reserved")):
+            key = f"reserved[{index}]"
+            marker = item.text if checker.text(item, key) and isinstance(item, Scalar) else ""
+            if marker and (len(marker) < 2 or marker[-2] == " "):
+                checker.add(item.line, key, "must be two characters or more, with no space before the last")
+            markers.append(marker)
+    except YamlProblem as problem:
+        raise PromptError(f"{path}:{problem.line}: {problem.problem}") from None
+    if checker.problems:
+        raise PromptError(checker.problems[0])
+    longest_first = sorted(markers, key=len, reverse=True)
+    return wording, re.compile("|".join(map(re.escape, longest_first))) if markers else None
+
+
+def _choice(*options: object) -> ChoiceSlot:
+    """`{{ choice(" (A)", " (B)") }}`: a slot for one of the options."""
+    texts = tuple(option for option in options if isinstance(option, str) and option)
+    if len(texts) != len(options) or len(set(texts)) < max(len(texts), 2):
+        raise PromptError("choice needs two or more different texts")
+    return ChoiceSlot(texts)
+
+
+def _text(*, max_new_tokens: object, stop: object = ()) -> TextSlot:
+    """`{{ text(max_new_tokens=40, stop=["\\n\\n"]) }}`: a slot for sampled text."""
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise PromptError(f"text: max_new_tokens must be a whole number above 0, got {max_new_tokens!r}")
+    if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
+        raise PromptError(f"text: stop must be a list of texts, got {stop!r}")
+    return TextSlot(max_new_tokens, tuple(stop))
+
+
+def _joined(pieces: list[object]) -> list[str | ChoiceSlot | TextSlot]:
+    """Neighbouring pieces of text as one."""
+    joined: list[str | ChoiceSlot | TextSlot] = []
+    for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        if is_text:
+            joined += [text] if (text := "".join(cast(list[str], group))) else []
+        else:
+            joined += cast(list[Slot], list(group))
+    return joined
+
+
+def _trimmed(pieces: list[str | ChoiceSlot | TextSlot], start: bool) -> list[str | ChoiceSlot | TextSlot]:
+    """Without the line breaks at the end (and at the start), which belong to the file and not to the prompt."""
+    if start and pieces and isinstance(pieces[0], str):
+        pieces[0] = pieces[0].lstrip("\n")
+    if pieces and isinstance(pieces[-1], str):
+        pieces[-1] = pieces[-1].rstrip("\n")
+    return [piece for piece in pieces if piece]
+
+
+_SAMPLES: Final[Mapping[str, object]] = {
+    "turns": (Turn("user", "Hello?"), Turn("assistant", "Hi."), Turn("user", "How are you?")),
+    "response": "Fine.",
+    "responses": ("Fine.", "Go away."),
+    "critique": "It is short.",
+    "principle": Principle(id="sample", axis="sample", statement="Be kind."),
+}
