@@ -170,9 +170,15 @@ def run_name(overrides: Sequence[str]) -> str:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
+    """Hydra over the user's conf/ and the shipped one; inside a job of a sweep, whose own Hydra is put back after."""
     _register()
-    with initialize_config_dir(str(packaged("conf")), version_base="1.3", job_name="cai"):
-        yield
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(packaged("conf")), version_base="1.3", job_name="cai"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
@@ -203,7 +209,7 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], obj
         job(list(HydraConfig.get().overrides.task))
 
     run = hydra_main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")(task)
-    arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={folder}"]
+    arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"]
     # FULL_ERROR: Hydra then raises, where it would print a traceback and leave the process
     before, sys.argv = sys.argv, arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -213,6 +219,12 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], obj
         raise ConfigError(_one_line(error, overrides)) from None
     finally:
         sys.argv = before
+
+
+def _quoted(value: object) -> str:
+    """As a string of Hydra's override grammar, in which `=` and `,` mean something."""
+    escaped = str(value).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 # --- errors of Hydra and OmegaConf, as one line ---------------------------------------------------------------------

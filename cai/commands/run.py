@@ -16,7 +16,7 @@ from typing import Final
 import yaml
 
 from cai import config, constitution, paths, pipeline
-from cai.errors import DataError
+from cai.errors import DataError, PromptError, unknown
 from cai.records import write_json, write_text
 from cai.store import Entry, Store
 
@@ -33,6 +33,7 @@ class Prepared:
     overrides: list[str]
     settings: config.Settings
     steps: list[pipeline.Planned]
+    texts: dict[str, Path]
 
 
 def run(overrides: Sequence[str]) -> None:
@@ -76,14 +77,16 @@ def _run(overrides: list[str], parent: Path | None) -> tuple[list[Path], Path]:
 
 def _prepare(overrides: Sequence[str], arm: str | None, more: Sequence[str]) -> Prepared:
     settings = config.compose([*overrides, *more])
+    texts = _texts(settings)
     keys = [step.key for step in pipeline.RECIPE if step.name in settings.steps]
     stages = config.build(settings, keys)
-    return Prepared(arm, [*overrides, *more], settings, pipeline.plan(settings.steps, settings.nodes(), stages))
+    steps = pipeline.plan(settings.steps, settings.nodes(), stages)
+    return Prepared(arm, [*overrides, *more], settings, steps, texts)
 
 
 def _run_arm(prepared: Prepared, folder: Path, store: Store) -> dict[str, Entry]:
     write_text(folder / "config.yaml", yaml.safe_dump(asdict(prepared.settings), sort_keys=False, allow_unicode=True))
-    _keep_texts(prepared.settings, folder)
+    _keep(prepared.texts, folder)
     entries = pipeline.run_steps(prepared.steps, store, lambda done: _write_run(prepared, folder, done))
     print(pipeline.summary(entries))
     return entries
@@ -133,12 +136,21 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _keep_texts(settings: config.Settings, folder: Path) -> None:
-    """Copy the constitution and the prompt family into the run folder: what was used, not what is there later."""
-    shutil.copyfile(constitution.load(settings.constitution).path, folder / "constitution.yaml")
+def _texts(settings: config.Settings) -> dict[str, Path]:
+    """The constitution file and the folder of prompt templates, by the names they get in the run folder."""
     family = paths.search("prompts", settings.prompts)
-    if family is not None:
-        shutil.copytree(family, folder / "prompts", dirs_exist_ok=True)
+    if family is None:
+        raise PromptError(f"prompts: {unknown('prompt family', settings.prompts, paths.names('prompts'))}")
+    return {"constitution.yaml": Path(constitution.load(settings.constitution).path), "prompts": family}
+
+
+def _keep(texts: dict[str, Path], folder: Path) -> None:
+    """Copy the texts into the run folder: what was used, not what is there later."""
+    for name, path in texts.items():
+        if path.is_dir():
+            shutil.copytree(path, folder / name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, folder / name)
 
 
 def _run_folders(roots: Sequence[Path]) -> list[Path]:

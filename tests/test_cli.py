@@ -1,0 +1,292 @@
+"""The command line, with tiny stages in a project of the user's own: ./conf, ./constitutions and ./prompts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cai import cli, paths
+from cai.pipeline import RECIPE
+
+TESTS = Path(__file__).parent
+
+CONFIG = """\
+defaults:
+  - schema
+  - labeler: ai
+  - _self_
+  - experiment: null
+  - override hydra/hydra_logging: none
+  - override hydra/job_logging: none
+seed: 0
+constitution: plain
+prompts: plain
+model: {path: none, prompts: plain, max_prompt_tokens: 8, max_new_tokens: 8}
+out: runs
+store: store
+steps: [data, revise]
+data: {_target_: tiny.Numbers, count: 3, seed: "${seed}"}
+revise: {_target_: tiny.Sum, factor: 2.0}
+hydra:
+  output_subdir: null
+  sweep: {dir: "${out}", subdir: .}
+"""
+
+CONSTITUTION = """\
+name: plain
+description: one principle
+principles:
+  - id: kind
+    axis: harmless
+    statement: Be kind.
+"""
+
+
+@pytest.fixture
+def project(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with settings whose stages are tiny, and a report that lists its runs."""
+    for folder in ("conf/labeler", "conf/experiment", "constitutions", "prompts/plain"):
+        (workdir / folder).mkdir(parents=True)
+    (workdir / "conf/config.yaml").write_text(CONFIG)
+    for name in ("ai", "simulated"):
+        (workdir / f"conf/labeler/{name}.yaml").write_text(f"who: {name}\n")
+    (workdir / "constitutions/plain.yaml").write_text(CONSTITUTION)
+    (workdir / "prompts/plain/judge.jinja").write_text("{{ principle }}")
+    monkeypatch.setattr("cai.commands.run._report", _report)
+    return workdir
+
+
+def _report(runs: list[Path], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.html").write_text("\n".join(str(run) for run in runs))
+    return folder / "report.html"
+
+
+def read(path: Path) -> dict[str, dict[str, dict[str, object]]]:
+    loaded: dict[str, dict[str, dict[str, object]]] = json.loads(path.read_text())
+    return loaded
+
+
+# --- cai run ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_writes_a_run_folder_and_ends_with_the_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "seed=5"]) == 0
+    folder = project / "runs" / "run-seed=5"
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
+    run = read(folder / "run.json")
+    assert run["seed"] == 5 and run["arm"] is None and run["command"] == ["cai", "run", "seed=5"]
+    assert list(run["stages"]) == ["data", "revise"]
+    assert run["stages"]["revise"]["facts"] == {"total": 36.0}  # (5 + 6 + 7) * 2
+    assert Path(str(run["stages"]["revise"]["path"]), "deep", "sum.txt").is_file()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["seed"] == 5
+    assert (folder / "constitution.yaml").read_text() == CONSTITUTION
+    assert (folder / "prompts" / "judge.jinja").read_text() == "{{ principle }}"
+
+
+def test_second_run_reuses_what_it_shares_and_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["run"])
+    capsys.readouterr()
+    assert cli.main(["run", "revise.factor=3.0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["data", "cached"] and lines[1].split()[0:2] != ["revise", "cached"]
+
+
+def test_run_can_be_named(project: Path) -> None:
+    assert cli.main(["run", "name=mine", "out=elsewhere"]) == 0
+    assert (project / "elsewhere" / "mine" / "run.json").is_file()
+
+
+def echo_experiment(project: Path, arms: dict[str, list[str]]) -> None:
+    """experiment=both: every step of the recipe, as a stage that tells what it heard."""
+    nodes = {step.key: {"_target_": "tiny.Echo", "word": step.key} for step in RECIPE}
+    nodes["label"]["labeler"] = "${labeler.who}"
+    steps = [step.name for step in RECIPE if step.name != "pretrain"]
+    experiment = {"steps": steps, "arms": arms, **nodes}
+    (project / "conf/config.yaml").write_text(CONFIG.replace("data: {_t", "#").replace("revise: {_t", "#"))
+    text = yaml.safe_dump(experiment, sort_keys=False)
+    (project / "conf/experiment/both.yaml").write_text(f"# @package _global_\n{text}")
+
+
+def test_arms_run_one_after_the_other_and_meet(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All steps of the recipe, wired; the arms share what comes before `label`."""
+    echo_experiment(project, {"rlhf": ["labeler=simulated"], "rlaif": ["labeler=ai"]})
+    assert cli.main(["run", "experiment=both"]) == 0
+    out = capsys.readouterr().out
+    folder = project / "runs" / "both"
+    assert out.splitlines()[-1] == str(folder / "report.html")
+    assert (folder / "report.html").read_text().splitlines() == [str(folder / "rlhf"), str(folder / "rlaif")]
+    rlhf, rlaif = (read(folder / arm / "run.json") for arm in ("rlhf", "rlaif"))
+    same = [n for n in rlaif["stages"] if rlaif["stages"][n]["fingerprint"] == rlhf["stages"][n]["fingerprint"]]
+    assert same == ["data", "revise", "sft", "sample", "evaluate_base", "evaluate_sl_cai"]
+    assert all(rlaif["stages"][name]["cached"] for name in same)
+    assert (rlhf["arm"], rlaif["arm"]) == ("rlhf", "rlaif")
+    assert rlaif["command"] == ["cai", "run", "experiment=both", "labeler=ai"]
+
+    def echo(stage: str) -> str:
+        return Path(str(rlhf["stages"][stage]["path"]), "echo.txt").read_text()
+
+    data = "data()"
+    sft = f"sft(revise=revise(data={data}))"
+    assert echo("sft") == sft
+    assert echo("label") == f"label:simulated(data={data}, sample=sample(data={data}, sft={sft}))"
+    assert echo("rl").startswith(f"rl(data={data}, reward=reward(data={data}, label=label:simulated(")
+    meeting = echo("win_rate_over_rlaif")
+    assert meeting.startswith(f"win_rate(a=evaluate(data={data}, model=rl(") and meeting.count("label:ai") == 1
+    assert meeting.index("label:simulated") < meeting.index("label:ai")
+
+
+def test_sweep_makes_a_run_per_value_and_one_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "-m", "seed=1,2", "revise.factor=3.0"]) == 0
+    folder = project / "runs" / "sweep-run-revise.factor=3.0-seed=1,2"
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
+    names = ["run-revise.factor=3.0-seed=1", "run-revise.factor=3.0-seed=2"]
+    assert (folder / "report.html").read_text().splitlines() == [str(folder / name) for name in names]
+    assert [read(folder / name / "run.json")["seed"] for name in names] == [1, 2]
+
+
+def test_sweep_may_come_last(project: Path) -> None:
+    assert cli.main(["run", "seed=1,2", "-m"]) == 0
+    assert cli.main(["run", "-m", "seed=range(1,3)"]) == 0
+
+
+def test_failing_job_does_not_stop_the_others(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "-m", "data.count=-1,2"]) == 2
+    assert "count: must be 0 or more, got -1" in capsys.readouterr().err
+    assert (project / "runs" / "sweep-run-data.count=-1,2" / "run-data.count=2" / "run.json").is_file()
+
+
+def test_compare_takes_run_folders_and_folders_of_them(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["run", "name=one"])
+    cli.main(["run", "-m", "seed=1,2"])
+    assert cli.main(["compare", "runs/one", "runs", "--output", "both"]) == 0
+    assert len((project / "both" / "report.html").read_text().splitlines()) == 3
+    assert cli.main(["compare", "conf"]) == 2
+    assert "conf: no run folder" in capsys.readouterr().err
+
+
+def test_killed_run_goes_on(project: Path) -> None:
+    """The process dies inside a stage; the same command goes on from the stage's journal."""
+
+    def run(die_at: int) -> int:
+        program = "import sys, cai.commands.run as r, cai.cli; r._report = lambda *_: 'report'; sys.exit(cai.cli.main())"
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "TINY_DIE_AT": str(die_at)}
+        command = [sys.executable, "-c", program, "run", "data.count=6", "name=mine"]
+        return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+
+    assert run(die_at=4) == 9
+    assert run(die_at=-1) == 0
+    stages = read(project / "runs" / "mine" / "run.json")["stages"]
+    assert stages["data"]["facts"] == {"num_tokens": 6.0, "num_computed": 2.0}
+    assert Path(str(stages["data"]["path"]), "numbers.txt").read_text().split() == list("012345")
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sed=1", "sed: unknown key 'sed'; did you mean 'seed'? Allowed: arms,"),
+        ("seed=one", "seed: Value 'one' of type 'str' could not be converted to Integer"),
+        ("seed=-1", "seed: must be 0 or more, got -1"),
+        ("labeler=simulted", "labeler: unknown option 'simulted'; did you mean 'simulated'? Allowed: ai, simulated"),
+        ("labler=ai", "labler: unknown key 'labler'; did you mean 'labeler'? Allowed: arms,"),
+        ("experiment=nothing", "experiment: unknown option 'nothing'"),
+        ("revise.facto=1", "revise.facto: unknown key 'facto'; did you mean 'factor'? Allowed: _target_, factor"),
+        ("+revise.facto=1", "revise.facto: unknown key of Sum 'facto'; did you mean 'factor'? Allowed: factor, seconds"),
+        ("revise.factor=two", "revise.factor: must be a number, got 'two'"),
+        ("data.count=1.5", "data.count: must be a whole number, got 1.5"),
+        ("~data.count", "data.count: missing; Numbers needs count, seed"),
+        ("revise._target_=tiny.Summ", "revise._target_: unknown name in tiny 'Summ'; did you mean 'Sum'?"),
+        ("revise._target_=tini.Sum", "revise._target_: cannot import 'tini.Sum': No module named 'tini'"),
+        ("+revise.text=lost.txt", "lost.txt: no such file"),
+        ("constitution=plane", "did you mean 'plain'?"),
+        ("prompts=plane", "prompts: unknown prompt family 'plane'; did you mean 'plain'? Allowed: chat, few_shot, plain"),
+        ("constitution=${sed}", "constitution: Interpolation key 'sed' not found"),
+        ("steps=[data,revize]", "steps: unknown step 'revize'; did you mean 'revise'?"),
+        ("steps=[revise]", "steps: 'revise' needs 'data'"),
+        ("steps=[data,sft]", "sft: no such part in this configuration"),
+        ("model.pth=x", "model.pth: unknown key 'pth'; did you mean 'path'?"),
+        ("num_threads=0", "num_threads: must be 1 or more, or null, got 0"),
+        ("+arms.one=['seed=1']", "arms: needs two arms or more to compare (or none), got one"),
+        ("seed", "override 'seed':"),
+        ("name=[", "override 'name=[':"),
+    ],
+)
+def test_a_mistake_is_one_line(project: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", override]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("cai: ") and message in captured.err
+    assert captured.out == "" and not (project / "store").exists()
+
+
+def test_a_mistake_in_the_last_arm_shows_before_the_first_runs(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo_experiment(project, {"a": ["labeler=ai"], "b": ["revise.wort=2"]})
+    assert cli.main(["run", "experiment=both"]) == 2
+    assert "revise.wort: unknown key 'wort'; did you mean 'word'?" in capsys.readouterr().err
+    assert not (project / "store").exists()
+
+
+def test_broken_yaml_names_file_and_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "conf/labeler/ai.yaml").write_text("who: ai\nwhat: [1, 2\nx: 3\n")
+    assert cli.main(["run"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "ai.yaml:3: not YAML" in err
+
+
+# --- the other commands -----------------------------------------------------------------------------------------------
+
+
+def test_init_copies_what_is_shipped(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "mine"]) == 0
+    assert (workdir / "mine/conf/config.yaml").read_text() == (paths.packaged("conf") / "config.yaml").read_text()
+    capsys.readouterr()
+    assert cli.main(["init", "mine"]) == 2
+    assert "exists; cai init writes over nothing" in capsys.readouterr().err
+
+
+def test_constitution_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["constitution", "check", "plain"]) == 0
+    assert capsys.readouterr().out == "plain: ok\n"
+    path = project / "constitutions/plain.yaml"
+    path.write_text(CONSTITUTION.replace("statement", "statemnt"))
+    assert cli.main(["constitution", "check", "plain"]) == 2
+    captured = capsys.readouterr()
+    assert "plain.yaml:4" in captured.out and "statemnt" in captured.out
+    assert captured.err.count("\n") == 1
+
+
+def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "--nonsense"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["doctor", "seed=1"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["constitution", "check", "plain"]])
+def test_light_commands_load_no_torch(project: Path, arguments: list[str]) -> None:
+    program = (
+        "import sys, cai.cli\n"
+        "try: code = cai.cli.main()\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'matplotlib', 'scipy'} & set(sys.modules)), code)"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_a_mistake_is_found_without_torch(project: Path) -> None:
+    program = "import sys, cai.cli; print(cai.cli.main(), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "run", "revise.factor=two"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "2 False\n"
