@@ -1,0 +1,59 @@
+"""Generation that survives being killed: responses go to a journal as they finish."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cai.engines.base import Engine, EnginePrompt, Sampling, Usage
+from cai.progress import progress
+from cai.records import Journal
+from cai.types import Response
+
+__all__ = ["cost_facts", "generate_journaled"]
+
+_BUFFER = 128  # texts per write and fsync
+
+
+def generate_journaled(
+    engine: Engine, prompts: Sequence[EnginePrompt], sampling: Sampling, path: Path, *, seed: int, keys: Sequence[str],
+    prompt_ids: Sequence[str], model: str, title: str,
+) -> list[Response]:  # fmt: skip
+    """One response per prompt, in order, going on from the journal at `path`.
+
+    `keys[i]` seeds `prompts[i]` and is its response's id; `prompt_ids[i]` says what it answers and `model` who answers.
+    Texts lose the white space around them.
+    """
+    journal = Journal(path, Response)
+    found = {response.id: response for response in journal.read()}
+    done = frozenset(index for index, key in enumerate(keys) if key in found)
+    buffer: list[Response] = []
+    with progress(title, total=len(prompts), unit="texts") as bar:
+        bar.advance(len(done))
+        # Nothing left: an engine that is not asked need not load its model.
+        left = engine.generate(prompts, sampling, seed=seed, keys=keys, done=done) if len(done) < len(keys) else ()
+        for generation in left:
+            response = Response(
+                id=keys[generation.index],
+                prompt_id=prompt_ids[generation.index],
+                text=generation.text.strip(),
+                model=model,
+                num_tokens=generation.num_tokens,
+                finished=generation.finished,
+            )
+            found[response.id] = response
+            buffer.append(response)
+            bar.advance()
+            if len(buffer) == _BUFFER:
+                journal.append(buffer)
+                buffer = []
+        journal.append(buffer)
+    return [found[key] for key in keys]
+
+
+def cost_facts(usage: Usage) -> dict[str, float]:
+    """What an engine has spent, as facts of a stage. Tokens read from a shared prefix are not counted twice."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "new_tokens": usage.new_tokens,
+        "flops": usage.flops,
+        "unknown_words": sum(usage.unknown.values()),
+    }

@@ -1,0 +1,153 @@
+"""What can be said about a set of judgments without knowing who gave them: counts, agreement, position bias.
+
+Everything returns plain JSON; a rate over nothing is None. Rows about both orders are found in a judgment's evidence
+by their keys `pair`, `principle`, `shown` and `p` (the probability of the response that was shown first).
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cai.types import Comparison, Judgment
+
+__all__ = ["between_people", "both_orders", "cohen_kappa", "first_judgments", "position", "verdicts", "with_gold"]
+
+Gold = Mapping[str, Sequence[float]]  # comparison id -> gold score of each response
+
+
+def first_judgments(judgments: Iterable[Judgment]) -> dict[str, Judgment]:
+    """The first judgment of every comparison, by comparison id: the one that labels; later ones measure agreement."""
+    first: dict[str, Judgment] = {}
+    for judgment in judgments:
+        first.setdefault(judgment.comparison_id, judgment)
+    return first
+
+
+def verdicts(judgments: Iterable[Judgment]) -> dict[str, Any]:
+    """How many labels there are and how sure they are; every p counts once, in the comparison's response order."""
+    judgments = list(judgments)
+    p = [pair.p for judgment in judgments for pair in judgment.pairs]
+    abstained = Counter(judgment.abstained for judgment in judgments if judgment.abstained)
+    return {
+        "num_pairs": len(p),
+        "num_even": sum(x == 0.5 for x in p),
+        "mean_p": _mean(p),
+        "mean_distance": _mean([abs(x - 0.5) for x in p]),
+        "num_abstained": sum(abstained.values()),
+        "abstained": dict(sorted(abstained.items())),
+    }
+
+
+def both_orders(judgment: Judgment) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+    """Evidence rows of the same pair and principle, shown in one order and in the other."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in judgment.evidence:
+        if "shown" not in row or row.get("p") is None:
+            continue
+        shown: Any = row["shown"]
+        other = rows.get((row["principle"], shown[1], shown[0]))
+        if other is not None:
+            yield other, row
+        rows[(row["principle"], shown[0], shown[1])] = row
+
+
+def position(judgments: Iterable[Judgment]) -> dict[str, Any]:
+    """Position bias before the orders are averaged: how often the answers prefer the same position both times
+    (Lee et al. 2023), and the mean probability of whichever response was shown first (1/2 when there is no bias).
+    """
+    same, p_first = [], []
+    for judgment in judgments:
+        for one, other in both_orders(judgment):
+            p, q = float(one["p"]), float(other["p"])
+            same.append(float((p - 0.5) * (q - 0.5) > 0))
+            p_first += [p, q]
+    return {"num_questions": len(same), "same_position": _mean(same), "mean_p_shown_first": _mean(p_first)}
+
+
+def between_people(judgments: Iterable[Judgment]) -> dict[str, Any]:
+    """Agreement of the first two people that judged the same comparison, over its pairs, with Cohen's kappa.
+
+    Even verdicts (p = 1/2) are left out and counted: they are comparisons of identical texts, where a preference
+    would be made up; to count them as agreement would raise the rate by however often a policy repeats itself.
+    """
+    by_comparison: dict[str, list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        by_comparison[judgment.comparison_id].append(judgment)
+    first: list[bool] = []
+    second: list[bool] = []
+    num_even = 0
+    for given in by_comparison.values():
+        if len(given) < 2:
+            continue
+        other = {(pair.first, pair.second): pair.p for pair in given[1].pairs}
+        for pair in given[0].pairs:
+            q = other.get((pair.first, pair.second))
+            if q is None:
+                continue
+            if pair.p == 0.5 or q == 0.5:
+                num_even += 1
+                continue
+            first.append(pair.p > 0.5)
+            second.append(q > 0.5)
+    agreement = _mean([float(a == b) for a, b in zip(first, second, strict=True)])
+    return {
+        "num_pairs": len(first),
+        "num_even": num_even,
+        "agreement": agreement,
+        "kappa": cohen_kappa(first, second),
+    }
+
+
+def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
+    """(p_o - p_e) / (1 - p_e) with p_e = sum_k p1k p2k (Cohen 1960); None for no items, or when chance explains all.
+
+    >>> cohen_kappa([True, True, False, False], [True, False, False, False])
+    0.5
+    """
+    if not first:
+        return None
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+    p, q = sum(first) / len(first), sum(second) / len(second)
+    expected = p * q + (1 - p) * (1 - q)
+    return (observed - expected) / (1 - expected) if expected < 1 else None
+
+
+def with_gold(comparisons: Sequence[Comparison], judgments: Mapping[str, Judgment], gold: Gold) -> dict[str, Any]:
+    """How often the preferred response is the one with the higher gold score, over all pairs, by tag and by principle.
+
+    Pairs with equal gold, or without (NaN), are left out and counted; an even verdict (p = 1/2) counts one half.
+    Measurement only.
+    """
+    hits: list[float] = []
+    by_tag: dict[str, list[float]] = defaultdict(list)
+    by_principle: dict[str, list[float]] = defaultdict(list)
+    num_equal = 0
+    for comparison in comparisons:
+        judgment = judgments.get(comparison.id)
+        for pair in judgment.pairs if judgment else ():
+            difference = gold[comparison.id][pair.first] - gold[comparison.id][pair.second]
+            if difference == 0 or math.isnan(difference):
+                num_equal += 1
+                continue
+            hit = 0.5 if pair.p == 0.5 else float((pair.p > 0.5) == (difference > 0))
+            hits.append(hit)
+            for tag in comparison.prompt.tags:
+                by_tag[tag].append(hit)
+            for principle_id in judgment.principle_ids if judgment else ():
+                by_principle[principle_id].append(hit)
+    return {
+        "num_pairs": len(hits),
+        "num_equal": num_equal,
+        "agreement": _mean(hits),
+        "by_tag": {tag: _rate(values) for tag, values in sorted(by_tag.items())},
+        "by_principle": {name: _rate(values) for name, values in sorted(by_principle.items())},
+    }
+
+
+def _rate(hits: Sequence[float]) -> dict[str, Any]:
+    return {"num_pairs": len(hits), "agreement": _mean(hits)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

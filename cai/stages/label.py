@@ -1,0 +1,104 @@
+"""Stage label: a labeler judges the comparisons; this is the only place that decides between RLHF and RLAIF."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cai.errors import LabelerError
+from cai.labelers.base import Labeler
+from cai.labelers.journaled import label_journaled
+from cai.labelers.statistics import between_people, first_judgments, position, verdicts, with_gold
+from cai.records import read_records, write_json, write_records
+from cai.scorers import Scorer
+from cai.types import Comparison, Judgment, Preference
+
+__all__ = ["Label"]
+
+
+class Label:
+    """Writes judgments.jsonl (Judgment), preferences.jsonl (Preference) and label.json.
+
+    The first judgment of a comparison is its label; judgments of further people measure agreement. An abstention gives
+    no preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them.
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init__(self, *, labeler: Labeler, scorer: Scorer | None = None) -> None:
+        self._labeler = labeler
+        self._scorer = scorer
+
+    def texts(self) -> dict[str, str]:
+        """What the labeler depends on."""
+        return self._labeler.texts()
+
+    def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+        """Input `sample`. Raises LabelerError when every comparison is an abstention."""
+        comparisons = read_records(inputs["sample"] / "comparisons.jsonl", Comparison)
+        judgments = label_journaled(self._labeler, comparisons, output / "judgments.journal", title="label")
+        labels = first_judgments(judgments)
+        summary = self._summary(comparisons, judgments, labels)
+        if comparisons and summary["num_abstained"] == len(comparisons):
+            reasons = ", ".join(f"{reason}: {number}" for reason, number in summary["abstained"].items())
+            raise LabelerError(
+                f"labeler {self._labeler.name!r} abstained from all {len(comparisons)} comparisons ({reasons}); "
+                "there is nothing to train a reward model on"
+            )
+        preferences = [
+            Preference(
+                id=comparison.id,
+                prompt=comparison.prompt,
+                responses=tuple(response.text for response in comparison.responses),
+                pairs=labels[comparison.id].pairs,
+                labeler=labels[comparison.id].labeler,
+            )
+            for comparison in comparisons
+            if labels[comparison.id].pairs
+        ]
+        write_records(output / "judgments.jsonl", judgments)
+        write_records(output / "preferences.jsonl", preferences)
+        write_json(output / "label.json", summary)
+        return {**_facts(summary), **self._labeler.facts()}
+
+    def _summary(
+        self, comparisons: Sequence[Comparison], judgments: Sequence[Judgment], labels: Mapping[str, Judgment]
+    ) -> dict[str, Any]:
+        principles = Counter(principle_id for label in labels.values() for principle_id in label.principle_ids)
+        return {
+            "labeler": self._labeler.name,
+            "num_comparisons": len(comparisons),
+            "num_judgments": len(judgments),
+            **verdicts(labels.values()),
+            "position": position(judgments),
+            "between_people": between_people(judgments),
+            "gold": self._gold(comparisons, labels),
+            "principles": dict(sorted(principles.items())),
+            "people": dict(sorted(Counter(judgment.person for judgment in judgments).items())),
+        }
+
+    def _gold(self, comparisons: Sequence[Comparison], labels: Mapping[str, Judgment]) -> dict[str, Any] | None:
+        """Agreement with the gold column; None when nobody measures it."""
+        if self._scorer is None:
+            return None
+        prompts = [comparison.prompt for comparison in comparisons for _ in comparison.responses]
+        texts = [response.text for comparison in comparisons for response in comparison.responses]
+        columns = self._scorer.score(prompts, texts)
+        if "gold" not in columns:
+            return None
+        scores = iter(columns["gold"])
+        gold = {comparison.id: [next(scores) for _ in comparison.responses] for comparison in comparisons}
+        return with_gold(comparisons, labels, gold)
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of the summary that belong on the stage's one line; rates over nothing are left out."""
+    wanted = {
+        "num_judgments": summary["num_judgments"],
+        "num_abstained": summary["num_abstained"],
+        "mean_distance": summary["mean_distance"],
+        "same_position": summary["position"]["same_position"],
+        "agreement": summary["between_people"]["agreement"],
+        "gold_agreement": summary["gold"]["agreement"] if summary["gold"] else None,
+    }
+    return {name: float(value) for name, value in wanted.items() if value is not None}

@@ -1,0 +1,213 @@
+"""Stage revise: respond, criticise, revise (Bai et al. 2022b, section 3.1); makes what SFT trains on.
+
+Round by round over all prompts, so that every step is one large call to the engine. A step's principle is drawn for its
+prompt and number, and the step works on the latest response that was usable.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from cai.constitution import Constitution, Principle
+from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling
+from cai.engines.journaled import cost_facts, generate_journaled
+from cai.errors import ConfigError
+from cai.models.digest import model_digest
+from cai.prompts import PromptFamily, Rendered, TextSlot
+from cai.records import read_records, write_json, write_records
+from cai.types import Demonstration, Prompt, Response, Revision
+
+__all__ = ["Revise", "rejection"]
+
+# A header at the start of a line, or a marker in angle brackets: the model went on into another role's text.
+_ROLES: Final = "human|assistant|user|system|critique ?request|critique|revision ?request|revision|principle|option"
+_HEADER: Final = re.compile(rf"^\W*(?:{_ROLES})\s*:|<\|?(?:{_ROLES}|answer|choice|im_start|im_end)\|?>", re.I | re.M)
+# Speaking about the response, which is a critique, where a revision is due (the paper's confusion of point of view).
+_ABOUT: Final = re.compile(r"\W*(?:the|my) (?:(?:last|previous|original|assistant's) )*(?:response|revision)\b", re.I)
+_MIN_WORDS: Final = 4  # of a critique, before finding it in the revision tells anything
+
+
+def rejection(response: Response, critique: str | None = None) -> str | None:
+    """Why a sampled critique or revision is not usable, or None.
+
+    `empty`; `truncated` (cut off by `max_new_tokens`); `header` (it echoes a turn's header, or goes on into the next
+    turn); and for the revision that follows `critique`, `critique` (it repeats the critique, or is one).
+    """
+    if not response.text:
+        return "empty"
+    if not response.finished:
+        return "truncated"
+    if _HEADER.search(response.text):
+        return "header"
+    repeats = critique is not None and len(critique.split()) >= _MIN_WORDS and critique in response.text
+    if critique is not None and (repeats or _ABOUT.match(response.text)):
+        return "critique"
+    return None
+
+
+class Revise:
+    """Writes revisions.jsonl (every step's Revision, by prompt), sft.jsonl and revise.json (counts).
+
+    sft.jsonl (Demonstration) holds the revisions of *every* step that were not rejected, as in the paper, and the
+    helpful demonstrations. `critique=False` asks for the revision at once (section 3.5).
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init__(
+        self, *, engine: EngineFactory, model: str, prompts: PromptFamily, constitution: Constitution, seed: int,
+        max_new_tokens: int, num_revisions: int = 2, critique: bool = True, temperature: float = 1.0,
+    ) -> None:  # fmt: skip
+        if num_revisions < 1:
+            raise ConfigError(f"num_revisions: must be at least 1, got {num_revisions}")
+        self._factory = engine
+        self._model = model
+        self._family = prompts
+        self._constitution = constitution
+        self._seed = seed
+        self._num_revisions = num_revisions
+        self._critique = critique
+        self._respond = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        self._temperature = temperature
+        self._hashes = prompts.hashes(*(("critique", "revision") if critique else ("direct_revision",)))
+
+    def texts(self) -> dict[str, str]:
+        """Hashes of the constitution, the templates and the base model."""
+        templates = {f"prompts/{name}": sha for name, sha in self._hashes.items()}
+        return {"constitution": self._constitution.sha256, **templates, "model": model_digest(self._model)}
+
+    def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+        """Input `data`. Every sub-step has a journal of its own."""
+        prompts = read_records(inputs["data"] / "red_team.jsonl", Prompt)
+        demonstrations = read_records(inputs["data"] / "demonstrations.jsonl", Demonstration)
+        run = _Run(self._factory(model=self._model), prompts, self._seed, output)
+        dialogues = [EnginePrompt(turns=prompt.turns) for prompt in prompts]
+        first = run.generate("respond", range(len(prompts)), dialogues, self._respond)
+        latest = [response.text for response in first]
+        steps: list[list[Revision]] = []
+        for step in range(1, self._num_revisions + 1):
+            revisions = self._step(run, step, latest)
+            latest = [r.response if r.rejected else r.revision for r in revisions]
+            steps.append(revisions)
+        by_prompt = [revision for revisions in zip(*steps, strict=True) for revision in revisions]
+        revised = [
+            Demonstration(id=r.id, prompt=r.prompt, text=r.revision, source=f"revision-{r.step}")
+            for r in by_prompt
+            if not r.rejected
+        ]
+        counts = _counts(first, by_prompt)
+        write_records(output / "revisions.jsonl", by_prompt)
+        write_records(output / "sft.jsonl", [*revised, *demonstrations])
+        write_json(output / "revise.json", {**counts, "num_sft": len(revised) + len(demonstrations)})
+        totals = {name: float(value) for name, value in counts.items() if isinstance(value, int)}
+        return {**totals, **cost_facts(run.engine.usage)}
+
+    def _step(self, run: "_Run", step: int, latest: Sequence[str]) -> list[Revision]:
+        """One critique and revision of every prompt's latest response."""
+        drawn = [self._constitution.draw(self._seed, f"{p.id}/{step}", p.tags)[0] for p in run.prompts]
+        asked = list(range(len(run.prompts)))
+        critiques: list[str | None] = [None] * len(asked)
+        rejected: list[str | None] = [None] * len(asked)
+        if self._critique:
+            for index, critique in enumerate(self._ask(run, f"critique-{step}", asked, drawn, latest)):
+                critiques[index] = critique.text
+                reason = rejection(critique)
+                rejected[index] = f"critique_{reason}" if reason else None
+            asked = [index for index in asked if not rejected[index]]
+        texts = [""] * len(run.prompts)
+        sampled = self._ask(run, f"revision-{step}", asked, drawn, latest, critiques)
+        for index, revision in zip(asked, sampled, strict=True):
+            texts[index] = revision.text
+            rejected[index] = rejection(revision, critiques[index])
+        return [
+            Revision(
+                id=f"{prompt.id}/revision-{step}",
+                prompt=prompt,
+                step=step,
+                principle_id=drawn[index].id,
+                response=latest[index],
+                critique=critiques[index],
+                revision=texts[index],
+                templates=self._hashes,
+                rejected=rejected[index],
+            )
+            for index, prompt in enumerate(run.prompts)
+        ]
+
+    def _ask(
+        self, run: "_Run", name: str, asked: Sequence[int], drawn: Sequence[Principle], latest: Sequence[str],
+        critiques: Sequence[str | None] | None = None,
+    ) -> list[Response]:  # fmt: skip
+        """Critiques of the latest responses of the prompts numbered `asked`; revisions when `critiques` are given."""
+        rendered = []
+        for index in asked:
+            values = {"turns": run.prompts[index].turns, "response": latest[index], "principle": drawn[index]}
+            if critiques is None:
+                rendered.append(self._family.render("critique", **values))
+            elif self._critique:
+                rendered.append(self._family.render("revision", **values, critique=critiques[index]))
+            else:
+                rendered.append(self._family.render("direct_revision", **values))
+        return run.fill(name, asked, rendered, self._temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every sub-step of one call needs."""
+
+    engine: Engine
+    prompts: Sequence[Prompt]
+    seed: int
+    output: Path
+
+    def generate(
+        self, name: str, asked: Iterable[int], engine_prompts: Sequence[EnginePrompt], sampling: Sampling
+    ) -> list[Response]:
+        """One text for each of the prompts numbered `asked`; `name` names the sub-step and its journal."""
+        ids = [self.prompts[index].id for index in asked]
+        path = self.output / f"{name}.journal"
+        keys = [f"{prompt_id}/{name}" for prompt_id in ids]
+        return generate_journaled(
+            self.engine, engine_prompts, sampling, path, seed=self.seed, keys=keys, prompt_ids=ids, model="", title=name
+        )
+
+    def fill(self, name: str, asked: Sequence[int], rendered: Sequence[Rendered], temperature: float) -> list[Response]:
+        """Fill the only slot, a text slot, of every rendering; all of one template, so all slots are the same."""
+        if not rendered:
+            return []
+        slot = rendered[0].slots[0]
+        assert isinstance(slot, TextSlot)
+        sampling = Sampling(max_new_tokens=slot.max_new_tokens, temperature=temperature, stop=slot.stop)
+        return self.generate(name, asked, [r.prefix() for r in rendered], sampling)
+
+
+def _counts(first: Sequence[Response], revisions: Sequence[Revision]) -> dict[str, Any]:
+    """Totals, reasons of rejection, and the same by step and by principle."""
+    initial = Counter(reason for response in first if (reason := rejection(response)))
+    reasons = Counter(revision.rejected for revision in revisions if revision.rejected)
+    return {
+        "num_prompts": len(first),
+        **_totals(revisions),
+        "rejected": dict(sorted(reasons.items())),
+        "initial": dict(sorted(initial.items())),
+        "by_step": _grouped((str(revision.step), revision) for revision in revisions),
+        "by_principle": _grouped((revision.principle_id, revision) for revision in revisions),
+    }
+
+
+def _grouped(items: Iterable[tuple[str, Revision]]) -> dict[str, dict[str, int]]:
+    groups: dict[str, list[Revision]] = {}
+    for key, revision in items:
+        groups.setdefault(key, []).append(revision)
+    return {key: _totals(revisions) for key, revisions in sorted(groups.items())}
+
+
+def _totals(revisions: Sequence[Revision]) -> dict[str, int]:
+    return {
+        "num_revisions": len(revisions),
+        "num_rejected": sum(revision.rejected is not None for revision in revisions),
+        "num_unchanged": sum(r.rejected is None and r.revision == r.response for r in revisions),
+    }
