@@ -1,0 +1,60 @@
+"""Where a model is, and what it is made of: checks and digests that need no torch."""
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from cai.errors import ModelError, unknown
+from cai.records import digest_file
+
+__all__ = ["find_model", "model_digest"]
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def find_model(path: str | Path) -> Path | None:
+    """The folder of a model in Hugging Face format, or None when `path` can only be an id on the hub.
+
+    Raises ModelError, with the near match among the folders beside it, for a path that is neither.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            inner = [child.name for child in folder.iterdir() if (child / "config.json").is_file()]
+            hint = f"; did you mean {folder / inner[0]}?" if inner else ""
+            raise ModelError(f"{folder}: not a model folder, it has no config.json{hint}")
+        return folder
+    parent = folder.parent
+    if folder.exists():
+        raise ModelError(f"{folder}: a model is a folder in Hugging Face format, this is a file")
+    # A relative path whose folder is here is a slip of the pen; one like org/name whose folder is not, an id.
+    if _HUB_ID.fullmatch(str(path)) and (parent == Path() or not parent.is_dir()):
+        return None
+    siblings = sorted(child.name for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
+    raise ModelError(f"{folder}: {unknown('model folder', folder.name, siblings)}")
+
+
+def model_digest(path: str | Path) -> str:
+    """SHA-256 over the names and bytes of a model's files; `hub:ID` for a model that is not on this disk.
+
+    Hidden files and notes (*.md) do not count. Raises ModelError where `find_model` does.
+    """
+    folder = find_model(path)
+    if folder is None:
+        return f"hub:{path}"
+    total = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if not file.is_file() or file.suffix == ".md" or any(part.startswith(".") for part in name.parts):
+            continue
+        status = file.stat()
+        digest = _digest(file, status.st_size, status.st_mtime_ns, status.st_ino)
+        total.update(f"{name.as_posix()}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _digest(file: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """Remembered for as long as the file is the same: several stages ask for one model, of gigabytes perhaps."""
+    return digest_file(file)
