@@ -16,6 +16,7 @@ __all__ = [
     "expected_calibration_error",
     "fit_temperature",
     "log_loss",
+    "pair_metrics",
     "reliability",
 ]
 
@@ -30,7 +31,7 @@ def log_loss(delta: Array, target: Array) -> float:
 def entropy_floor(target: Array) -> float:
     """Mean entropy of the labels in nats: the log-loss that no model can go below (0 for hard labels)."""
     t = np.clip(target, 1e-12, 1 - 1e-12)
-    return float(np.mean(-t * np.log(t) - (1 - t) * np.log1p(-t)) if len(target) else np.nan)
+    return float(np.mean(-t * np.log(t) - (1 - t) * np.log1p(-t)))
 
 
 def accuracy(delta: Array, target: Array) -> float:
@@ -76,3 +77,20 @@ def fit_temperature(delta: Array, target: Array) -> float:
         slope = np.mean(delta * (1 / (1 + np.exp(-np.clip(np.exp(middle) * delta, -500, 500))) - target))
         low, high = (middle, high) if slope < 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))
+
+
+def pair_metrics(delta: Array, target: Array) -> dict[str, float]:
+    """The scalar figures of this module on reward differences `delta` (num_pairs) and labels `target`.
+
+    `temperature` is fitted on the same pairs that it is reported for: it says how over-confident the model is there.
+    """
+    bins = reliability(1 / (1 + np.exp(-np.clip(delta, -500, 500))), target)
+    return {
+        "num_pairs": len(delta),
+        "accuracy": accuracy(delta, target),
+        "expected_accuracy": expected_accuracy(delta, target),
+        "log_loss": log_loss(delta, target),
+        "entropy_floor": entropy_floor(target),
+        "ece": expected_calibration_error(bins),
+        "temperature": fit_temperature(delta, target),
+    }

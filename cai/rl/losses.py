@@ -55,12 +55,12 @@ def selective_log_softmax(logits: Tensor, tokens: Tensor) -> Tensor:
     is made in the forward pass, and half-precision logits are upcast slice by slice.
     """
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    norms = [part.float().logsumexp(-1) for part in logits.split(rows)]
+    norms = [part.float().logsumexp(-1) for part in torch.split(logits, rows)]
     return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - torch.cat(norms)
 
 
 def kl_k1(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """k1 estimate of KL(policy || reference) at each token sampled from the policy: the log-ratio (unbiased, signed)."""
+    """k1 estimate of KL(policy || reference) at tokens sampled from the policy: the log-ratio (unbiased, signed)."""
     return logp - logp_ref
 
 

@@ -1,0 +1,238 @@
+"""The networks of reward learning and PPO around Hugging Face models: reward head, value head, response log-probs.
+
+Rows are right-packed: prompt, then response, then padding. Causal attention never looks ahead, so real tokens do not
+see the padding, no attention mask is needed, and positions count from 0. What is padding follows from lengths alone,
+never from token ids, so a pad token that equals the end-of-turn token is harmless.
+
+Shape letters: B = rows, L = tokens of the longest row, D = hidden size, V = vocabulary, M = response tokens of a batch.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from cai.errors import ModelError
+from cai.models.loading import encode_dialogue, end_of_turn_id, load_tokenizer, quiet, save_model, torch_dtype
+from cai.records import from_json, read_json, to_json, write_json
+from cai.rl.losses import selective_log_softmax
+from cai.types import Prompt
+
+__all__ = [
+    "Packed",
+    "Policy",
+    "RewardModel",
+    "Row",
+    "ValueModel",
+    "autocast",
+    "pack",
+    "plan_batches",
+    "score_head",
+]
+
+REWARD_FILE = "reward.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What `reward.json` holds."""
+
+    offset: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids of a prompt and a response to it; `ids[num_prompt:]` is the response, which is never empty."""
+
+    ids: list[int]
+    num_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Rows as tensors: `ids` (B, L), `last` (B) index of each row's last token, `predicts` (B, L) bool, true at the
+    positions whose next token belongs to the response, `targets` (M) those next tokens, row by row.
+    """
+
+    ids: Tensor
+    last: Tensor
+    predicts: Tensor
+    targets: Tensor
+
+
+def pack(rows: Sequence[Row], device: torch.device | str = "cpu") -> Packed:
+    """Right-packed tensors of `rows`. Padding is id 0: it is never read, so any id does."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in rows])
+    sizes = torch.tensor([len(row.ids) for row in rows])
+    starts = torch.tensor([row.num_prompt for row in rows])
+    columns = torch.arange(length)
+    predicts = (columns >= starts[:, None] - 1) & (columns < sizes[:, None] - 1)
+    targets = torch.roll(ids, -1, dims=1)[predicts]
+    return Packed(ids.to(device), (sizes - 1).to(device), predicts.to(device), targets.to(device))
+
+
+def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, shortest first, each of at most `max_tokens` padded tokens (or one row)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and lengths[index] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def autocast(device: torch.device | str, dtype: str) -> AbstractContextManager[Any]:
+    """Mixed precision: with `dtype` bfloat16, matrix products run in it while weights and losses stay in float32."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def _trunk(model: PreTrainedModel, batch: Packed) -> Tensor:
+    """Last hidden states, (B, L, D)."""
+    hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+class Policy:
+    """A causal language model whose responses get log-probabilities at the temperature they were sampled at."""
+
+    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0) -> None:
+        self.model = model.train(False)  # no dropout in any network: the first minibatch's ratio must be 1
+        self.temperature = temperature
+        self._own_head = _head_is_plain(model)
+
+    def logp(self, batch: Packed) -> Tensor:
+        """Log-probability of every response token, (M), row by row; logits are made for those positions alone."""
+        if self._own_head:
+            logits = _output_head(self.model)(_trunk(self.model, batch)[batch.predicts])
+        else:  # the architecture does more to logits than the matrix product: let it, at the columns that matter
+            columns = batch.predicts.any(0).nonzero().squeeze(1)
+            output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
+            logits = output.logits[batch.predicts[:, columns]]
+        return selective_log_softmax(logits.float() / self.temperature, batch.targets)
+
+
+@torch.no_grad()
+def _head_is_plain(model: PreTrainedModel) -> bool:
+    """Whether logits are just `head(hidden)`; some families scale or cap them (Gemma 2, Granite, Cohere)."""
+    ids = torch.arange(2, device=model.device)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return torch.equal(_output_head(model)(hidden), model(input_ids=ids, use_cache=False).logits)
+
+
+def _output_head(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, nn.Module):
+        raise ModelError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
+    return head
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """The scalar head of a sequence classification model of one label."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise ModelError(f"{type(model).__name__} has no scalar head `score`: needed is a decoder-only model")
+    return head
+
+
+def _load_scalar(path: Path | str, dtype: str, device: str) -> PreTrainedModel:
+    with quiet():  # a missing score head and an unused lm_head are what is wanted here
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            str(path), num_labels=1, dtype=torch_dtype(dtype), local_files_only=Path(path).exists()
+        )
+    score_head(model)
+    return model.to(torch.device(device)).eval()  # type: ignore[arg-type, no-any-return]
+
+
+class RewardModel:
+    """A scalar head on a language model's trunk: score = head(hidden state of the last token) + offset.
+
+    The offset (demonstrations score 0 on average, InstructGPT section 3.2) is kept in `reward.json` beside the Hugging
+    Face files, because the head of a sequence classification model has no bias: one added to it would be lost on
+    reload. `std` is the spread of scores over the SFT policy's own samples, for whoever wants rewards of unit scale.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, offset: float = 0.0, std: float = 1.0
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.offset = offset
+        self.std = std
+
+    @classmethod
+    def from_language_model(cls, path: Path | str, *, seed: int, device: str = "cpu") -> Self:
+        """The trunk of a causal language model with a new head, drawn from N(0, 1 / (d + 1)) (Stiennon et al. 2020,
+        appendix B; the root that the paper's formula lacks is in their code).
+        """
+        tokenizer = load_tokenizer(path)
+        model = _load_scalar(path, "float32", "cpu")
+        weight = score_head(model).weight
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            weight.copy_(noise / math.sqrt(weight.shape[1] + 1))
+        # Hugging Face's own forward reads the score at the last id that is not this one, so it must not be the
+        # end-of-turn token, which it is in a tokenizer without a padding token of its own.
+        spare = [i for i in (tokenizer.pad_token_id, 0, 1) if i is not None and i != end_of_turn_id(tokenizer)]
+        model.config.get_text_config().pad_token_id = spare[0]
+        return cls(model.to(torch.device(device)), tokenizer)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> Self:
+        """Read what `save` wrote. A folder without `reward.json` is a ModelError: its scores would lack the offset."""
+        path = Path(folder) / REWARD_FILE
+        if not path.is_file():
+            raise ModelError(f"{folder}: no {REWARD_FILE}: not a reward model of the reward stage")
+        constants = from_json(Constants, read_json(path), str(path))
+        model = _load_scalar(folder, dtype, device)
+        return cls(model, load_tokenizer(folder), offset=constants.offset, std=constants.std)
+
+    def save(self, folder: Path) -> None:
+        """Write the Hugging Face files and `reward.json`."""
+        save_model(self.model, self.tokenizer, folder)
+        write_json(folder / REWARD_FILE, to_json(Constants(self.offset, self.std)))
+
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Row]:
+        """Prompt and response, closed by the end-of-turn token, as token ids."""
+        pairs = zip(prompts, responses, strict=True)
+        return [Row(*encode_dialogue(self.tokenizer, prompt.turns, response)) for prompt, response in pairs]
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], *, max_batch_tokens: int = 16384) -> Tensor:
+        """Score of each response, (len(prompts)), float32 on the CPU."""
+        return self.score_rows(self.encode(prompts, responses), max_batch_tokens=max_batch_tokens)
+
+    @torch.no_grad()
+    def score_rows(self, rows: Sequence[Row], *, max_batch_tokens: int = 16384) -> Tensor:
+        """Score of each row, read at its last token, (len(rows)), float32 on the CPU."""
+        scores = torch.empty(len(rows))
+        for indices in plan_batches([len(row.ids) for row in rows], max_batch_tokens):
+            batch = pack([rows[i] for i in indices], self.model.device)
+            last = _trunk(self.model, batch)[torch.arange(len(indices), device=batch.last.device), batch.last]
+            scores[indices] = score_head(self.model)(last).squeeze(-1).float().cpu()
+        return scores + self.offset
+
+
+class ValueModel:
+    """The expected scaled score given a prefix: `(head(hidden) + offset) * scale`, starting as the reward model.
+
+    It is a network of its own, so that value gradients cannot damage the policy (Stiennon et al. 2020, appendix B).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, offset: float, scale: float) -> None:
+        self.model = model.train(False)
+        self.offset = offset
+        self.scale = scale
+
+    def values(self, batch: Packed) -> Tensor:
+        """Value of the prefix before every response token, (M), row by row, float32."""
+        hidden = _trunk(self.model, batch)[batch.predicts]
+        values: Tensor = (score_head(self.model)(hidden).squeeze(-1).float() + self.offset) * self.scale
+        return values

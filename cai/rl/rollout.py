@@ -1,0 +1,68 @@
+"""Sampling the responses of one PPO update."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cai.models.decoding import Decoded, sample
+from cai.rl.models import Policy, Row, plan_batches
+
+__all__ = ["Rollout", "sample_responses"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """B sampled responses, with T the length of the longest.
+
+    `mask` (B, T) float is 1 for response tokens, the end-of-turn token among them; `logp` (B, T) are their
+    log-probabilities at the sampling temperature, 0 on padding; `finished` (B) bool tells whether the end-of-turn token
+    was sampled before `max_new_tokens` were spent.
+    """
+
+    rows: list[Row]
+    mask: Tensor
+    logp: Tensor
+    finished: Tensor
+
+    def closed(self, eos_id: int) -> list[Row]:
+        """The rows, with `eos_id` at the end of those that were cut off."""
+        ends = ([] if done else [eos_id] for done in self.finished.tolist())
+        return [Row(row.ids + end, row.num_prompt) for row, end in zip(self.rows, ends, strict=True)]
+
+
+def sample_responses(
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    *,
+    seeds: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    max_batch_tokens: int,
+) -> Rollout:
+    """Sample a response to each prompt (token ids) from the whole distribution at the policy's temperature.
+
+    `seeds[i]` alone decides row i's randomness. `max_batch_tokens` bounds the tokens that a batch may come to.
+    """
+    decoded: dict[int, Decoded] = {}
+    for indices in plan_batches([len(prompt) + max_new_tokens for prompt in prompts], max_batch_tokens):
+        for one in sample(
+            policy.model,
+            [prompts[i] for i in indices],
+            max_new_tokens=max_new_tokens,
+            temperature=policy.temperature,
+            seeds=[seeds[i] for i in indices],
+            stop_ids=stop_ids,
+        ):
+            decoded[indices[one.index]] = one
+    ordered = [decoded[i] for i in range(len(prompts))]
+    width = max(len(one.ids) for one in ordered)
+    device = policy.model.device
+    lengths = torch.tensor([len(one.ids) for one in ordered], device=device)
+    return Rollout(
+        rows=[Row([*prompt, *one.ids], len(prompt)) for prompt, one in zip(prompts, ordered, strict=True)],
+        mask=(torch.arange(width, device=device) < lengths[:, None]).float(),
+        logp=torch.tensor([one.logps + [0.0] * (width - len(one.logps)) for one in ordered], device=device),
+        finished=torch.tensor([one.finished for one in ordered], device=device),
+    )

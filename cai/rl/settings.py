@@ -1,0 +1,114 @@
+"""Numbers of the trainers, checked when they are made (before any model is loaded); no torch in here."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from cai.errors import ConfigError, unknown
+
+__all__ = ["DType", "PPOSettings", "Schedule", "TrainingSettings"]
+
+Schedule = Literal["linear", "cosine", "constant"]
+DType = Literal["float32", "bfloat16"]
+
+
+def _check(settings: object, positive: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
+    """Raise ConfigError for the first named field that is out of range."""
+    for name in positive + not_negative:
+        value = getattr(settings, name)
+        low = "above 0" if name in positive else "0 or more"
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+            raise ConfigError(f"{name}: must be {low}, got {value!r}")
+
+
+def _divides(small: str, small_value: int, large: str, large_value: int) -> None:
+    if large_value % small_value:
+        raise ConfigError(f"{small}: must divide {large} ({large_value}), got {small_value}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: {unknown('choice', value, allowed)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """How TRL's trainers train.
+
+    `batch_size` rows (SFT) or prompts with all their responses (reward) make a step, `microbatch_size` of them at a
+    time (None: all). `max_tokens` is the longest row, prompt and response; longer ones are refused, or dropped and
+    counted when `drop_too_long`. The learning rate warms up over `warmup_share` of the steps, then follows `schedule`.
+    `dtype` bfloat16 is mixed precision: weights and optimiser stay in float32.
+    """
+
+    seed: int
+    num_epochs: int
+    batch_size: int
+    microbatch_size: int | None
+    learning_rate: float
+    schedule: Schedule
+    warmup_share: float
+    weight_decay: float
+    max_grad_norm: float
+    max_tokens: int
+    drop_too_long: bool
+    device: str
+    dtype: DType
+
+    def __post_init__(self) -> None:
+        positive = ("num_epochs", "batch_size", "learning_rate", "max_grad_norm", "max_tokens")
+        _check(self, positive, ("warmup_share", "weight_decay"))
+        if self.warmup_share >= 1:
+            raise ConfigError(f"warmup_share: must be below 1, got {self.warmup_share!r}")
+        if self.microbatch_size is not None:
+            _check(self, ("microbatch_size",), ())
+            _divides("microbatch_size", self.microbatch_size, "batch_size", self.batch_size)
+        _one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
+        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPOSettings:
+    """How PPO trains; `ppo.py` has the formulas.
+
+    An update samples `batch_size` responses of at most `max_new_tokens` at `temperature` and learns from them in
+    `num_epochs` passes of minibatches. `beta` weighs the KL to the reference in rewards of unit spread (see
+    `scale_rewards`), `clip` and `value_clip` bound the steps, `lam` is GAE's lambda. `missing_eos_penalty` is
+    subtracted from the scaled score of a response that was cut off. Learning rates warm up over `num_warmup_updates`,
+    then fall linearly to 0 or stay. `max_batch_tokens` bounds a forward pass (rows x longest row).
+
+    `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
+    (Ziegler et al. 2019 normalise likewise): soft labels give a reward model of small spread, hard ones of large, and
+    without it one beta, one value learning rate and one value clip would mean different things in different arms.
+    """
+
+    seed: int
+    num_updates: int
+    batch_size: int
+    minibatch_size: int
+    num_epochs: int
+    learning_rate: float
+    value_learning_rate: float
+    schedule: Literal["linear", "constant"]
+    num_warmup_updates: int
+    max_grad_norm: float
+    beta: float
+    clip: float
+    value_clip: float
+    lam: float
+    max_new_tokens: int
+    temperature: float
+    missing_eos_penalty: float
+    scale_rewards: bool
+    max_batch_tokens: int
+    dtype: DType
+
+    def __post_init__(self) -> None:
+        sizes = ("num_updates", "batch_size", "minibatch_size", "num_epochs", "max_new_tokens", "max_batch_tokens")
+        rates = ("learning_rate", "value_learning_rate", "max_grad_norm", "clip", "value_clip", "temperature")
+        _check(self, sizes + rates, ("beta", "lam", "num_warmup_updates", "missing_eos_penalty"))
+        if self.lam > 1:
+            raise ConfigError(f"lam: must be at most 1, got {self.lam!r}")
+        _divides("minibatch_size", self.minibatch_size, "batch_size", self.batch_size)
+        _one_of("schedule", self.schedule, ("linear", "constant"))
+        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
