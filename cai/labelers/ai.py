@@ -14,7 +14,7 @@ from cai.errors import LabelerError
 from cai.labelers.slots import Slots, ask, read
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered
-from cai.records import seed_of
+from cai.records import fingerprint, seed_of
 from cai.types import Comparison, Judgment, Pair, Turn
 
 __all__ = ["ILL_FORMED", "NO_PRINCIPLE", "AILabeler"]
@@ -44,8 +44,7 @@ class _Question:
     @property
     def key(self) -> str:
         """Names what is shown, not its place: swapping the responses asks the same two questions."""
-        first, second = (self.comparison.responses[index].id for index in self.shown)
-        return "/".join([self.comparison.id, self.principle.id, first, second])
+        return "/".join([self.comparison.id, self.principle.id, fingerprint(self.texts)[:16]])
 
 
 class AILabeler:

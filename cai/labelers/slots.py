@@ -47,6 +47,7 @@ def ask(
 ) -> list[list[Branch]]:
     """The branches of every question, in slot order. Texts are sampled first, keyed by `keys[i]` and the way there;
     then all options of all branches of all questions are scored in one call, so that the engine can share prefixes.
+    The same prompt is asked once: equal questions get equal answers, to the last bit.
     """
     paths: list[tuple[int, tuple[str, ...]]] = [(number, ()) for number in range(len(questions))]
     asked: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = []
@@ -64,11 +65,13 @@ def ask(
         texts = {generation.index: generation.text for generation in generations}
         paths = [(number, (*given, texts[index])) for index, (number, given) in enumerate(paths)]
     asked.sort(key=lambda item: item[0])  # stable: the branches of a question side by side, in slot order
-    prompts = [questions[number].fill(given) for number, given, _ in asked]
-    scores = engine.choice_logprobs(prompts, [options for _, _, options in asked])
+    requests = [(questions[number].fill(given), options) for number, given, options in asked]
+    distinct = list(dict.fromkeys(requests))
+    scores = engine.choice_logprobs([prompt for prompt, _ in distinct], [options for _, options in distinct])
+    logps = {request: tuple(map(float, score)) for request, score in zip(distinct, scores, strict=True)}
     branches: list[list[Branch]] = [[] for _ in questions]
-    for (number, given, _), logps in zip(asked, scores, strict=True):
-        branches[number].append(Branch(given, tuple(map(float, logps))))
+    for (number, given, _), request in zip(asked, requests, strict=True):
+        branches[number].append(Branch(given, logps[request]))
     return branches
 
 
