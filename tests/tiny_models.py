@@ -6,7 +6,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-WORDS = "how do i open the old door of my house ? first take a key and turn it slowly then push yes no (A) (B)".split()
+WORDS = [
+    *("how", "do", "i", "open", "the", "old", "door", "of", "my", "house", "?", "first", "take", "a", "key", "and"),
+    *("turn", "it", "slowly", "then", "push", "yes", "no", "(A)", "(B)"),
+]
 WORD_TEMPLATE = (
     "<bos>{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ ' <assistant> ' + m['content'] + ' <end>' }}"
