@@ -146,7 +146,9 @@ class PromptFamily:
                 parts = _trimmed(pieces, start=block is not None)
             else:
                 turns.append(Turn(block, self._turn_text(template, block, pieces)))
-        self._check_slots(template, parts, variables)
+        responses = cast(Sequence[str] | None, variables.get("responses"))
+        if problem := _slot_problem(template, parts, None if responses is None else len(responses)):
+            raise PromptError(f"{self._paths[file]}: {problem}")
         return Rendered(turns=tuple(turns), parts=tuple(parts))
 
     def hashes(self, *templates: str) -> dict[str, str]:
@@ -175,8 +177,9 @@ class PromptFamily:
     def _check_variables(self, kind: str) -> None:
         file = kind + SUFFIX
         used = self._templates.variables(file)
-        for name in sorted(used - KINDS[kind]):
-            raise PromptError(f"{self._templates.where_used(file, name)}: {unknown('variable', name, KINDS[kind])}")
+        if extra := sorted(used - KINDS[kind]):
+            where = self._templates.where_used(file, extra[0])
+            raise PromptError(f"{where}: {unknown('variable', extra[0], KINDS[kind])}")
         if unused := sorted(KINDS[kind] - used):
             raise PromptError(f"{self._paths[file]}: makes no use of {', '.join(unused)}")
 
@@ -187,24 +190,6 @@ class PromptFamily:
             raise PromptError(f"{self._paths[template + SUFFIX]}: block {block} {problem}")
         return text
 
-    def _check_slots(
-        self, template: str, parts: list[str | ChoiceSlot | TextSlot], variables: Mapping[str, object]
-    ) -> None:
-        path = self._paths[template + SUFFIX]
-        slots = [part for part in parts if not isinstance(part, str)]
-        last = parts[-1] if parts else ""
-        if "responses" not in variables:
-            if not isinstance(last, TextSlot) or len(slots) != 1:
-                raise PromptError(f"{path}: must end with its only slot, {{{{ text(...) }}}}")
-            return
-        num_responses = len(cast(Sequence[str], variables["responses"]))
-        if not isinstance(last, ChoiceSlot):
-            raise PromptError(f"{path}: must end with {{{{ choice(...) }}}}, an option for each response")
-        if len(last.options) != num_responses:
-            raise PromptError(f"{path}: ends with {len(last.options)} options for {num_responses} responses")
-        if template == "judge_cot" and not any(isinstance(slot, TextSlot) for slot in slots):
-            raise PromptError(f"{path}: has no {{{{ text(...) }}}} for the chain of thought")
-
     def _inert(self, name: str, value: object) -> object:
         """The value as templates get it: of the right type, and with no reserved marker in it."""
         if name == "principle" and isinstance(value, Principle):
@@ -213,12 +198,12 @@ class PromptFamily:
             return self._wordings[value]
         if name in ("response", "critique") and isinstance(value, str):
             return self._broken(value)
-        if name in ("turns", "responses") and isinstance(value, Sequence):
+        if isinstance(value, list | tuple):
             if name == "turns" and all(isinstance(turn, Turn) for turn in value):
                 return tuple(Turn(turn.role, self._broken(turn.content)) for turn in value)
             if name == "responses" and all(isinstance(response, str) for response in value):
                 return tuple(self._broken(response) for response in value)
-        raise PromptError(f"variable {name!r} cannot be a {type(value).__name__} (or holds what it must not)")
+        raise PromptError(f"{name} must be {_TYPES[name]}, got {type(value).__name__}: {str(value)[:40]!r}")
 
     def _worded(self, principle: Principle) -> _Wording:
         given = {"critique": principle.critique, "revision": principle.revision, "comparison": principle.comparison}
@@ -321,6 +306,22 @@ def _joined(pieces: list[object]) -> list[str | ChoiceSlot | TextSlot]:
     return joined
 
 
+def _slot_problem(template: str, parts: Sequence[str | ChoiceSlot | TextSlot], num_responses: int | None) -> str | None:
+    """What is wrong with the slots of a rendered template, if anything; judges have `num_responses`."""
+    slots = [part for part in parts if not isinstance(part, str)]
+    last = parts[-1] if parts else ""
+    if num_responses is None:
+        alone = len(slots) == 1 and isinstance(last, TextSlot)
+        return None if alone else "must end with its only slot, {{ text(...) }}"
+    if not isinstance(last, ChoiceSlot):
+        return "must end with {{ choice(...) }}, which has an option for each response"
+    if len(last.options) != num_responses:
+        return f"ends with {len(last.options)} options for {num_responses} responses"
+    if template == "judge_cot" and not any(isinstance(slot, TextSlot) for slot in slots):
+        return "has no {{ text(...) }} for the chain of thought"
+    return None
+
+
 def _trimmed(pieces: list[str | ChoiceSlot | TextSlot], start: bool) -> list[str | ChoiceSlot | TextSlot]:
     """Without the line breaks at the end (and at the start), which belong to the file and not to the prompt."""
     if start and pieces and isinstance(pieces[0], str):
@@ -330,6 +331,13 @@ def _trimmed(pieces: list[str | ChoiceSlot | TextSlot], start: bool) -> list[str
     return [piece for piece in pieces if piece]
 
 
+_TYPES: Final = {
+    "turns": "a list or tuple of Turn",
+    "response": "text",
+    "responses": "a list or tuple of texts",
+    "critique": "text",
+    "principle": "a Principle",
+}
 _SAMPLES: Final[Mapping[str, object]] = {
     "turns": (Turn("user", "Hello?"), Turn("assistant", "Hi."), Turn("user", "How are you?")),
     "response": "Fine.",
