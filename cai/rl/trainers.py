@@ -4,6 +4,7 @@ TRL 1.16's reward trainer takes hard pairs only; `PreferenceTrainer` adds soft l
 batch element (InstructGPT section 3.2), which also saves forwards: K per prompt and not one per pair and side.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from cai.errors import DataError
-from cai.models.loading import pick_device
+from cai.models.loading import pick_device, quiet
 from cai.progress import progress
 from cai.records import seed_of
 from cai.rl.losses import bradley_terry_loss
@@ -88,17 +89,18 @@ def train_reward(
     columns = ("rows", "first", "second", "p")
     data = Dataset.from_dict({column: [getattr(group, column) for group in groups] for column in columns})
     pad_id: int = model.config.get_text_config().pad_token_id
+    # The trainers copy the tokenizer's pad token into the model's configuration, so the two have to agree.
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
 
     def build(folder: str) -> RewardTrainer:
-        trainer = PreferenceTrainer(
+        return PreferenceTrainer(
             model=model,
             args=RewardConfig(**_arguments(settings, folder, len(groups))),
             train_dataset=data,
             processing_class=tokenizer,
             data_collator=lambda examples: collate_groups(examples, pad_id),
         )
-        model.config.get_text_config().pad_token_id = pad_id  # TRL has put the tokenizer's there
-        return trainer
 
     return _train(build, [max(map(len, group.rows)) for group in groups], settings, "reward")
 
@@ -227,7 +229,7 @@ def _train(
     build: Callable[[str], Any], lengths: Sequence[int], settings: TrainingSettings, label: str
 ) -> list[dict[str, float]]:
     """Run the trainer that `build` makes in a folder of its own, which is thrown away with all that is in it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = build(folder)
         trainer.sampler = LengthSampler(lengths, settings.batch_size, settings.seed)
         trainer.remove_callback(PrinterCallback)

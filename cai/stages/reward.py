@@ -1,0 +1,167 @@
+"""Stage reward: a scalar head on the SL-CAI trunk learns the labels (InstructGPT section 3.2, with soft labels)."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cai.errors import ConfigError, DataError
+from cai.records import fingerprint, read_records, write_json, write_rows
+from cai.rl.settings import DType, Schedule, TrainingSettings
+from cai.types import Demonstration, Preference
+
+if TYPE_CHECKING:
+    from cai.rl.models import RewardModel
+    from cai.rl.trainers import Group
+
+__all__ = ["Reward", "held_out"]
+
+
+class Reward:
+    """Writes model/ (Hugging Face format, with reward.json), metrics.json, held_out.jsonl (a row per pair: prompt_id,
+    tags, first, second, p, delta) and curve.jsonl.
+
+    A share of the prompts is held out, chosen by a hash of their text: the same in all arms and seeds, and no prompt on
+    both sides. The scores' offset makes helpful demonstrations score 0 on average.
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_epochs: int = 1,
+        batch_size: int = 32,
+        microbatch_size: int | None = None,
+        learning_rate: float = 1e-3,
+        schedule: Schedule = "linear",
+        warmup_share: float = 0.05,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        max_tokens: int = 1024,
+        drop_too_long: bool = False,
+        held_out_share: float = 0.1,
+        device: str = "auto",
+        dtype: DType = "float32",
+    ) -> None:
+        if not 0 < held_out_share < 1:
+            raise ConfigError(f"held_out_share: must be between 0 and 1, got {held_out_share!r}")
+        self._held_out_share = held_out_share
+        self._settings = TrainingSettings(
+            seed=seed,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            microbatch_size=microbatch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup_share=warmup_share,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            max_tokens=max_tokens,
+            drop_too_long=drop_too_long,
+            device=device,
+            dtype=dtype,
+        )
+
+    def texts(self) -> dict[str, str]:
+        """None: the model is an input."""
+        return {}
+
+    def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+        """Inputs `data` (demonstrations), `sft` (the trunk) and `label` (preferences)."""
+        from cai.models.loading import pick_device
+        from cai.rl.models import RewardModel
+        from cai.rl.trainers import short_enough, train_reward
+
+        path = inputs["label"] / "preferences.jsonl"
+        preferences = read_records(path, Preference)
+        if len(preferences) < 2:
+            raise DataError(f"{path}: {len(preferences)} preferences; at least 2 are needed, one to hold out")
+        device = pick_device(self._settings.device)
+        reward = RewardModel.from_language_model(inputs["sft"] / "model", seed=self._settings.seed, device=device)
+        groups = [_encode(reward, preference) for preference in preferences]
+        lengths = [max(map(len, group.rows)) for group in groups]
+        kept = short_enough(lengths, reward.model.config, self._settings, str(path))
+        out = held_out([preferences[i] for i in kept], self._held_out_share)
+        train = [i for i, held in zip(kept, out, strict=True) if not held]
+        test = [i for i, held in zip(kept, out, strict=True) if held]
+        curve = train_reward(reward.model, reward.tokenizer, [groups[i] for i in train], self._settings)
+
+        demonstrations = read_records(inputs["data"] / "demonstrations.jsonl", Demonstration)
+        pairs = _measure(reward, demonstrations, [preferences[i] for i in test])
+        metrics = summarise(pairs) | {"num_train_pairs": sum(len(groups[i].p) for i in train)}
+        metrics |= {"offset": reward.offset, "std": reward.std}
+        reward.save(output / "model")
+        write_rows(output / "curve.jsonl", curve)
+        write_rows(output / "held_out.jsonl", pairs)
+        write_json(output / "metrics.json", metrics)
+        num_tokens = self._settings.num_epochs * sum(len(row) for i in train for row in groups[i].rows)
+        return {
+            "accuracy": metrics["accuracy"],
+            "log_loss": metrics["log_loss"],
+            "num_train_pairs": metrics["num_train_pairs"],
+            "num_held_out_pairs": metrics["num_pairs"],
+            "num_too_long": len(groups) - len(kept),
+            "num_tokens": num_tokens,
+            "flops": 6.0 * reward.model.num_parameters() * num_tokens,
+        }
+
+
+def held_out(preferences: Sequence[Preference], share: float) -> list[bool]:
+    """Which preferences are held out: those whose prompts come first by hash, at least one prompt and not all."""
+    hashes = [fingerprint([[turn.role, turn.content] for turn in p.prompt.turns]) for p in preferences]
+    prompts = sorted(set(hashes))
+    if len(prompts) < 2:
+        raise DataError("all preferences have one prompt; the reward model needs another prompt to be measured on")
+    chosen = set(prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
+    return [h in chosen for h in hashes]
+
+
+def _encode(reward: "RewardModel", preference: Preference) -> "Group":
+    from cai.rl.trainers import Group
+
+    rows = reward.encode([preference.prompt] * len(preference.responses), preference.responses)
+    first, second, p = zip(*((pair.first, pair.second, pair.p) for pair in preference.pairs), strict=True)
+    return Group([row.ids for row in rows], list(first), list(second), list(p))
+
+
+def _measure(
+    reward: "RewardModel", demonstrations: Sequence[Demonstration], preferences: Sequence[Preference]
+) -> list[dict[str, Any]]:
+    """Set the offset and spread of `reward`; return a row for every held-out pair."""
+    prompts = [preference.prompt for preference in preferences for _ in preference.responses]
+    texts = [response for preference in preferences for response in preference.responses]
+    scores = reward.score(prompts, texts)
+    reward.std = float(scores.std(correction=0))
+    # Without demonstrations (a data source may have none) the policy's own samples are what scores 0 on average.
+    anchors = reward.score([d.prompt for d in demonstrations], [d.text for d in demonstrations])
+    reward.offset = -float(anchors.mean() if demonstrations else scores.mean())
+    rows = []
+    start = 0
+    for preference in preferences:
+        own = scores[start : start + len(preference.responses)].tolist()
+        start += len(own)
+        for pair in preference.pairs:
+            row = {"prompt_id": preference.prompt.id, "tags": list(preference.prompt.tags)}
+            delta = own[pair.first] - own[pair.second]
+            rows.append({**row, "first": pair.first, "second": pair.second, "p": pair.p, "delta": delta})
+    return rows
+
+
+def summarise(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of the held-out pairs: over all, by prompt tag, and the bins of the reliability diagram."""
+    import numpy as np
+
+    from cai.rl.calibration import pair_metrics, reliability
+
+    def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+        return np.array([row["delta"] for row in rows]), np.array([row["p"] for row in rows])
+
+    tags = Counter(tag for row in pairs for tag in row["tags"])
+    delta, target = columns(pairs)
+    return {
+        **pair_metrics(delta, target),
+        "reliability": reliability(1 / (1 + np.exp(-delta)), target),
+        "by_tag": {tag: pair_metrics(*columns([row for row in pairs if tag in row["tags"]])) for tag in sorted(tags)},
+    }

@@ -1,0 +1,260 @@
+"""The reward model on tiny models: labels learnt, score read at the right token, offset kept, prompts held out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from cai.errors import ConfigError, DataError, ModelError
+from cai.models.loading import load_tokenizer
+from cai.records import digest_folder, read_json, read_rows, write_records
+from cai.rl.losses import bradley_terry_loss
+from cai.rl.models import RewardModel, Row, score_head
+from cai.rl.settings import TrainingSettings
+from cai.rl.trainers import Group, collate_groups, train_reward
+from cai.stages.reward import Reward, held_out
+from cai.types import Demonstration, Pair, Preference, Prompt, Turn
+
+QUESTIONS = ["how do i open the door ?", "how do i turn the key ?", "my house ?", "the old door of my house ?"]
+ANSWERS = ["yes turn it slowly", "no turn it slowly", "first take a key then yes", "no push the door"]
+
+
+def prompt(number: int) -> Prompt:
+    text = f"{QUESTIONS[number % 4]} {tiny_models.WORDS[number % 20]} {tiny_models.WORDS[number // 20]}"
+    return Prompt(
+        id=f"p{number}", turns=(Turn("user", text),), tags=("red_team",) if number % 2 else ("helpful", "easy")
+    )
+
+
+def preference(number: int) -> Preference:
+    """Answers with `yes` are liked; now and then three of them at once, and soft labels."""
+    answers = tuple(ANSWERS[(number + i) % 4] for i in range(3 if number % 5 == 0 else 2))
+    liked = ["yes" in answer for answer in answers]
+    pairs = tuple(
+        Pair(i, j, 0.5 + 0.45 * (liked[i] - liked[j])) for i in range(len(answers)) for j in range(i + 1, len(answers))
+    )
+    return Preference(id=f"c{number}", prompt=prompt(number), responses=answers, pairs=pairs, labeler="test")
+
+
+PREFERENCES = [preference(i) for i in range(60)]
+DEMONSTRATIONS = [
+    Demonstration(id=f"d{i}", prompt=prompt(200 + i), text=ANSWERS[i % 4], source="helpful") for i in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tiny_models.word_tokenizer()
+    folder = tmp_path_factory.mktemp("sft")
+    tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, folder / "model")
+    return folder
+
+
+def run(
+    sft: Path,
+    folder: Path,
+    preferences: list[Preference] = PREFERENCES,
+    demonstrations: list[Demonstration] = DEMONSTRATIONS,
+    **settings: Any,
+) -> dict[str, float]:
+    write_records(folder / "label" / "preferences.jsonl", preferences)
+    write_records(folder / "data" / "demonstrations.jsonl", demonstrations)
+    (folder / "out").mkdir()
+    given = {"seed": 0, "num_epochs": 8, "batch_size": 8, "learning_rate": 5e-3, "device": "cpu", "held_out_share": 0.2}
+    inputs = {"data": folder / "data", "sft": sft, "label": folder / "label"}
+    return Reward(**{**given, **settings}).run(inputs, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def trained(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("reward")
+    return folder / "out", run(sft, folder)
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_learns_the_labels(trained: tuple[Path, dict[str, float]]) -> None:
+    folder, facts = trained
+    metrics = read_json(folder / "metrics.json")
+    clear = [row for row in read_rows(folder / "held_out.jsonl") if row["p"] != 0.5]
+    assert np.mean([(row["delta"] > 0) == (row["p"] > 0.5) for row in clear]) > 0.9
+    assert facts["accuracy"] == metrics["accuracy"] > 0.7  # a third of the pairs has no better side
+    assert metrics["entropy_floor"] < metrics["log_loss"] < 0.8 * math.log(2)
+    assert 0 <= metrics["ece"] < 0.2 and sum(b["count"] for b in metrics["reliability"]) == metrics["num_pairs"]
+    assert metrics["num_pairs"] + metrics["num_train_pairs"] == sum(len(p.pairs) for p in PREFERENCES)
+    assert set(metrics["by_tag"]) == {"easy", "helpful", "red_team"}
+    assert (
+        metrics["by_tag"]["helpful"]["num_pairs"] + metrics["by_tag"]["red_team"]["num_pairs"] == metrics["num_pairs"]
+    )
+    curve = read_rows(folder / "curve.jsonl")
+    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
+    assert not [name for name in digest_folder(folder) if "training_args" in name or "README" in name]
+
+
+def test_held_out_rows_are_the_scores_that_the_metrics_are_of(trained: tuple[Path, dict[str, float]]) -> None:
+    folder, _ = trained
+    metrics, rows = read_json(folder / "metrics.json"), read_rows(folder / "held_out.jsonl")
+    by_id = {p.prompt.id: p for p in PREFERENCES}
+    reward = RewardModel.load(folder / "model")
+    for row in rows:
+        source = by_id[row["prompt_id"]]
+        scores = reward.score([source.prompt] * 2, [source.responses[row["first"]], source.responses[row["second"]]])
+        assert float(scores[0] - scores[1]) == pytest.approx(row["delta"], abs=1e-4)
+        assert Pair(row["first"], row["second"], row["p"]) in source.pairs
+    losses = [np.logaddexp(0, -r["delta"]) * r["p"] + np.logaddexp(0, r["delta"]) * (1 - r["p"]) for r in rows]
+    assert metrics["log_loss"] == pytest.approx(np.mean(losses))
+    assert metrics["std"] > 0
+
+
+def test_demonstrations_score_zero_on_average_and_a_reload_keeps_it(trained: tuple[Path, dict[str, float]]) -> None:
+    folder, _ = trained
+    reward = RewardModel.load(folder / "model")
+    assert reward.offset != 0
+    prompts, texts = [d.prompt for d in DEMONSTRATIONS], [d.text for d in DEMONSTRATIONS]
+    scores = reward.score(prompts, texts)
+    assert abs(float(scores.mean())) < 1e-5 and float(scores.std()) > 0.1
+    # the offset is not in the head, where Hugging Face would drop it
+    plain = AutoModelForSequenceClassification.from_pretrained(folder / "model")
+    for row, score in zip(reward.encode(prompts, texts), scores.tolist(), strict=True):
+        with torch.no_grad():
+            raw = float(plain(torch.tensor([row.ids])).logits)
+        assert raw + reward.offset == pytest.approx(score, abs=1e-5)
+
+
+def test_without_demonstrations_the_policys_samples_score_zero(sft: Path, tmp_path: Path) -> None:
+    run(sft, tmp_path, demonstrations=[], num_epochs=1)
+    held = [p for p, out in zip(PREFERENCES, held_out(PREFERENCES, 0.2), strict=True) if out]
+    reward = RewardModel.load(tmp_path / "out" / "model")
+    scores = reward.score([p.prompt for p in held for _ in p.responses], [r for p in held for r in p.responses])
+    assert abs(float(scores.mean())) < 1e-5
+    assert float(scores.std(correction=0)) == pytest.approx(reward.std, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bytes(sft: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        run(sft, folder, seed=seed, num_epochs=1)
+    digests = [digest_folder(folder / "out") for folder in folders]
+    assert digests[0] == digests[1]
+    assert digests[0]["model/model.safetensors"] != digests[2]["model/model.safetensors"]
+
+
+def test_prompts_are_on_one_side_whatever_the_order() -> None:
+    twice = PREFERENCES + [preference(i) for i in range(0, 60, 7)]
+    out = held_out(twice, 0.1)
+    sides = {}
+    for one, side in zip(twice, out, strict=True):
+        assert sides.setdefault(one.prompt.turns, side) is side
+    assert sum(sides.values()) == 6
+    assert held_out(twice[::-1], 0.1) == out[::-1]
+    assert sum(held_out(PREFERENCES[:2], 0.01)) == 1 and sum(held_out(PREFERENCES[:2], 0.99)) == 1
+    with pytest.raises(DataError, match="one prompt"):
+        held_out([PREFERENCES[0]] * 3, 0.1)
+
+
+def test_errors_name_the_file(sft: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"preferences\.jsonl: 1 preferences"):
+        run(sft, tmp_path / "a", PREFERENCES[:1])
+    with pytest.raises(DataError, match=r"preferences\.jsonl: \d+ of 60 rows are longer than 14"):
+        run(sft, tmp_path / "b", max_tokens=14)
+    with pytest.raises(ConfigError, match="held_out_share: must be between 0 and 1"):
+        Reward(seed=0, held_out_share=1.0)
+    with pytest.raises(ModelError, match=r"no reward\.json"):
+        RewardModel.load(sft / "model")
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def bpe_reward(folder: Path, *, pad_token: str | None) -> RewardModel:
+    """A reward model whose tokenizer has no pad token, or has the end-of-turn token as its pad token."""
+    tokenizer = tiny_models.bpe_tokenizer(pad_token=pad_token)
+    tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, folder)
+    return RewardModel.from_language_model(folder, seed=3)
+
+
+def test_the_new_head_has_the_papers_spread(sft: Path) -> None:
+    models = [RewardModel.from_language_model(sft / "model", seed=seed).model for seed in range(20)]
+    weights = [score_head(model).weight.detach() for model in models]
+    assert float(torch.cat(weights).std()) == pytest.approx(1 / math.sqrt(32 + 1), rel=0.1)
+    again = RewardModel.from_language_model(sft / "model", seed=0)
+    assert torch.equal(score_head(again.model).weight, weights[0])
+
+
+@pytest.mark.parametrize("pad_token", [None, "<|eot|>", "<|eos|>"])
+def test_the_score_is_read_at_the_end_of_the_turn(pad_token: str | None, tmp_path: Path) -> None:
+    """Whatever pads: one row alone, among longer ones, and in Hugging Face's own forward as the trainer calls it."""
+    reward = bpe_reward(tmp_path, pad_token=pad_token)
+    texts = ["yes", "first take a key and turn it slowly", "no push"]
+    rows = reward.encode([prompt(0)] * 3, texts)
+    end = load_tokenizer(tmp_path).convert_tokens_to_ids("<|eot|>")
+    assert all(row.ids[-1] == end for row in rows)
+    together = reward.score_rows(rows)
+    alone = torch.cat([reward.score_rows([row]) for row in rows])
+    with torch.no_grad():
+        hidden = [reward.model.base_model(torch.tensor([row.ids])).last_hidden_state[0, -1] for row in rows]
+        by_hand = score_head(reward.model)(torch.stack(hidden)).squeeze(-1)
+        batch = collate_groups(
+            [{"rows": [row.ids for row in rows], "first": [0], "second": [1], "p": [1.0]}],
+            reward.model.config.pad_token_id,
+        )
+        theirs = reward.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
+    for scores in (together, alone, theirs):
+        assert torch.allclose(scores, by_hand, atol=1e-5)
+    assert float(by_hand.std()) > 0.01
+
+
+def test_scores_do_not_depend_on_batches(sft: Path) -> None:
+    reward = RewardModel.from_language_model(sft / "model", seed=0)
+    rows = [Row([5] * n + [2], 1) for n in (1, 30, 4, 4, 9, 2)]
+    expected = reward.score_rows(rows)
+    for size in (1, 20, 64):
+        assert torch.allclose(reward.score_rows(rows, max_batch_tokens=size), expected, atol=1e-5)
+    assert torch.allclose(reward.score_rows(rows[::-1]).flip(0), expected, atol=1e-5)
+
+
+# --- K-wise groups in TRL's trainer -----------------------------------------------------------------------------------
+
+
+def test_a_batch_of_groups() -> None:
+    batch = collate_groups(
+        [
+            {"rows": [[1, 2], [3]], "first": [0], "second": [1], "p": [0.9]},
+            {"rows": [[4], [5, 6, 7], [8]], "first": [0, 0, 1], "second": [1, 2, 2], "p": [0.1, 0.2, 0.3]},
+        ],
+        pad_id=0,
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 0], [3, 0, 0], [4, 0, 0], [5, 6, 7], [8, 0, 0]]
+    assert batch["attention_mask"].sum(1).tolist() == [2, 1, 1, 3, 1]
+    assert batch["first"].tolist() == [0, 2, 2, 3] and batch["second"].tolist() == [1, 3, 4, 4]
+    assert batch["weight"].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("pad_token", [None, "<|eot|>"])
+def test_the_trainer_minimises_the_loss_of_the_groups(pad_token: str | None, tmp_path: Path) -> None:
+    """Its first loss is `bradley_terry_loss` of the scores; soft labels pull towards their log-odds."""
+    reward = bpe_reward(tmp_path, pad_token=pad_token)
+    rows = reward.encode([prompt(0)] * 3, ["yes", "first take a key and turn it slowly", "no push"])
+    p, third = [0.8, 0.6, 0.3], torch.full((3,), 1 / 3)
+    group = Group([row.ids for row in rows], first=[0, 0, 1], second=[1, 2, 2], p=p)
+    label = (torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]), torch.tensor(p), third)
+    expected = float(bradley_terry_loss(reward.score_rows(rows), *label))
+    (first,) = train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=1))
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+    train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=100))
+    floor = np.mean([-(q * np.log(q) + (1 - q) * np.log(1 - q)) for q in p])
+    assert floor <= float(bradley_terry_loss(reward.score_rows(rows), *label)) < floor + 0.02
+
+
+def settings(num_epochs: int) -> TrainingSettings:
+    return TrainingSettings(
+        seed=0, num_epochs=num_epochs, batch_size=1, microbatch_size=None, learning_rate=3e-3, schedule="linear",
+        warmup_share=0.0, weight_decay=0.0, max_grad_norm=1.0, max_tokens=64, drop_too_long=False, device="cpu",
+        dtype="float32",
+    )  # fmt: skip
