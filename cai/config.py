@@ -43,7 +43,7 @@ class ModelSettings:
 
     path: str = MISSING
     prompts: str = MISSING
-    max_prompt_tokens: int = MISSING
+    max_tokens: int = MISSING
     max_new_tokens: int = MISSING
 
 

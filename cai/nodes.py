@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from cai.errors import ConfigError, unknown
 
-__all__ = ["check_node"]
+__all__ = ["check_node", "signature"]
 
 _MARKS: Final = {"_target_", "_partial_"}
 _PLAIN: Final = (bool, int, float, str)
@@ -30,6 +30,11 @@ def check_node(node: object, key: str) -> None:
         check_node(value, f"{key}.{name}")
     if "_target_" in node:
         _check_call(_locate(node["_target_"], key), node, key)
+
+
+def signature(target: str) -> dict[str, inspect.Parameter]:
+    """The arguments of a `_target_` that a node can name."""
+    return _parameters(_locate(target, target))
 
 
 def _locate(target: str, key: str) -> Callable[..., object]:

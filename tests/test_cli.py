@@ -25,7 +25,7 @@ defaults:
 seed: 0
 constitution: plain
 prompts: plain
-model: {path: none, prompts: plain, max_prompt_tokens: 8, max_new_tokens: 8}
+model: {path: none, prompts: plain, max_tokens: 8, max_new_tokens: 8}
 out: runs
 store: store
 steps: [data, revise]

@@ -1,0 +1,129 @@
+"""Every YAML of conf/ composes, passes the checks, is commented; the arms of the demo differ in `labeler` alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai import config
+from cai.nodes import check_node, signature
+from cai.paths import packaged
+from cai.pipeline import RECIPE, plan
+
+CONF = packaged("conf")
+PRESETS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+GROUPS = ("model", "engine", "data", "labeler", "rl")
+# What a preset leaves for the user to say, as a test says it.
+NEEDED = {"model=hf": ["model.path=sandbox"], "data=hh": ["data.source.path=hh.jsonl"]}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def choices() -> list[str]:
+    return [f"{group}={option}" for group in (*GROUPS, "experiment") for option in options(group)]
+
+
+def build(settings: config.Settings) -> dict[str, Any]:
+    keys = [step.key for step in RECIPE if step.name in settings.steps]
+    return config.build(settings, keys)
+
+
+@pytest.mark.parametrize("choice", ["seed=0", *choices()])
+def test_every_preset_composes_and_builds(choice: str) -> None:
+    settings = config.compose([choice, *NEEDED.get(choice, [])])
+    stages = build(settings)
+    assert set(stages) == {step.key for step in RECIPE if step.name in settings.steps}
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_arm_of_every_experiment_composes_and_plans(experiment: str) -> None:
+    settings = config.compose([f"experiment={experiment}"])
+    for arm in settings.arms.values() or [[]]:
+        armed = config.compose([f"experiment={experiment}", *arm])
+        assert [p.step.name for p in plan(armed.steps, armed.nodes(), build(armed))] == armed.steps
+
+
+def test_every_preset_is_known_to_this_file() -> None:
+    """A new group must be tried too."""
+    known = {"config.yaml"} | {f"{group}/{option}.yaml" for group in (*GROUPS, "experiment") for option in options(group)}
+    stages = {f"stage/{option}.yaml" for option in options("stage")}
+    assert set(PRESETS) == known | stages
+    used = {path.read_text(encoding="utf-8") for path in (CONF / "config.yaml", *CONF.glob("experiment/*.yaml"))}
+    for option in options("stage"):
+        assert any(f"stage@{option}: {option}" in text for text in used), f"stage/{option}.yaml is used nowhere"
+
+
+def test_the_arms_of_the_demo_differ_in_the_labeler_alone() -> None:
+    """In the command, and in every resolved setting: nothing but who labels is another."""
+    settings = config.compose(["experiment=demo"])
+    assert settings.arms == {"rlhf": ["labeler=simulated"], "rlaif": ["labeler=ai"]}
+    rlhf, rlaif = (config.compose(["experiment=demo", *arm]) for arm in settings.arms.values())
+    changed = {key for key, value in vars(rlhf).items() if value != vars(rlaif)[key]}
+    assert changed == {"labeler", "label"}
+    assert {k for k, v in rlhf.label.items() if v != rlaif.label[k]} == {"labeler"}
+    assert rlhf.label["labeler"] == rlhf.labeler and rlaif.label["labeler"] == rlaif.labeler
+
+
+def test_the_judge_of_win_rates_does_not_follow_the_labeler() -> None:
+    judges = [config.compose([f"labeler={name}"]).win_rate for name in options("labeler")]
+    assert all(judge == judges[0] for judge in judges)
+
+
+def test_the_constitution_reaches_every_part_that_reads_one() -> None:
+    settings = config.compose(["constitution=minimal"])
+    for node in (settings.revise, settings.labeler, settings.win_rate["labeler"]):
+        assert node["constitution"]["path"] == "minimal"
+
+
+def test_the_seed_reaches_every_node_that_takes_one() -> None:
+    settings = config.compose(["seed=77"])
+
+    def seeds(node: object) -> list[object]:
+        if not isinstance(node, dict):
+            return []
+        own = [node["seed"]] if "seed" in node else []
+        return own + [seed for value in node.values() for seed in seeds(value)]
+
+    found = [seed for node in settings.nodes().values() for seed in seeds(node)]
+    assert len(found) > 8 and set(found) == {77}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_key_has_a_comment(preset: str) -> None:
+    """The line before a key, or the one before the first of its neighbours, says what it is for."""
+    lines = (CONF / preset).read_text(encoding="utf-8").splitlines()
+    plain = re.compile(r"^\s*(seed|engine|scorer|_target_|defaults|hydra|constitution|prompts|data|source|path|name):")
+    bare = []
+    commented = False
+    for line in lines:
+        if line.lstrip().startswith("#"):
+            commented = True
+        elif not line.strip():
+            commented = False
+        elif re.match(r"^\s*\w+:", line) and not commented and not plain.match(line) and "#" not in line:
+            bare.append(line)
+    assert not bare, bare
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "config.yaml" and not p.startswith("stage/")])
+def test_the_head_of_every_preset_says_how_to_run_it(preset: str) -> None:
+    group, option = preset.removesuffix(".yaml").split("/")
+    head = [line for line in (CONF / preset).read_text(encoding="utf-8").splitlines()[:2] if "@package" not in line]
+    assert head[0].startswith(f"# cai run {group}={option}")
+
+
+def test_every_argument_of_a_target_is_in_its_yaml() -> None:
+    """A setting that is only in the code would be found by nobody; what the code's default is, the YAML says too."""
+    settings = config.compose(["experiment=sandbox_pretrain"])
+    for key, node in settings.nodes().items():
+        if not node.get("_partial_"):
+            missing = set(signature(node["_target_"])) - set(node)
+            assert not missing, f"{key}: {sorted(missing)}"
+
+
+def test_node_checks() -> None:
+    check_node({"_target_": "tiny.Sum", "factor": 2}, "sum")
+    check_node({"_target_": "tiny.Numbers", "_partial_": True, "count": 1}, "numbers")
