@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import TEMPLATES, FunctionEngine, comparison, family, noise, random_logp, rules
+from worlds import TEMPLATES, FunctionEngine, by_text, comparison, family, noise, random_logp, rules
 
 from cai.engines.base import EnginePrompt
 from cai.errors import LabelerError, PromptError
@@ -24,18 +24,6 @@ from cai.types import Comparison, Judgment
 def labeler(folder: Path, engine: FunctionEngine, **settings: Any) -> AILabeler:
     defaults: dict[str, Any] = {"model": "judge", "prompts": family(folder), "constitution": rules(folder), "seed": 3}
     return AILabeler(**{"engine": engine, **defaults, "min_mass": 0.0, **settings})
-
-
-def by_text(good: float, *, mass: float = 0.9) -> FunctionEngine:
-    """A judge who sees which response holds the word `good`, whatever the verdicts before."""
-
-    def logp(asked: EnginePrompt, choice: str) -> float:
-        if choice in (" yes", " no"):
-            return math.log(0.5)
-        first = "good" in asked.text.split("one ")[1].split(" two ")[0]
-        return math.log(mass * (good if (choice == " (A)") == first else 1 - good))
-
-    return FunctionEngine(logp=logp)
 
 
 def only(judgments: Any) -> Judgment:

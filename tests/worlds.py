@@ -1,9 +1,12 @@
 """A small world for tests of labelers and stages: prompt family, constitution, data, models made of functions."""
 
 import hashlib
+import math
+import shutil
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +14,11 @@ from numpy.typing import NDArray
 from cai import constitution
 from cai.constitution import Constitution
 from cai.engines.base import EnginePrompt, Generation, Sampling, Usage
+from cai.labelers.ai import AILabeler
 from cai.prompts import PromptFamily
-from cai.types import Comparison, Prompt, Response, Turn
+from cai.records import digest_folder, write_records
+from cai.stages.base import Stage
+from cai.types import Comparison, Demonstration, Prompt, Response, Turn
 
 PRINCIPLES = """
 principles:
@@ -131,3 +137,88 @@ class FunctionEngine:
             np.array([self.logp(asked, choice) - trifle for choice in options])
             for asked, options in zip(prompts, choices, strict=True)
         ]
+
+
+def by_text(good: float, *, mass: float = 0.9) -> FunctionEngine:
+    """A judge who sees which response holds the word `good`, whatever the verdicts before."""
+
+    def logp(asked: EnginePrompt, choice: str) -> float:
+        if choice in (" yes", " no"):
+            return math.log(0.5)
+        first = "good" in asked.text.split("one ")[1].split(" two ")[0]
+        return math.log(mass * (good if (choice == " (A)") == first else 1 - good))
+
+    return FunctionEngine(logp=logp)
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+class WordCount:
+    """Gold is the number of words; `long` applies to answers of two words or more."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
+        """Two columns."""
+        counts = [float(len(response.split())) for response in responses]
+        return {"gold": counts, "long": [n if n > 1 else math.nan for n in counts]}
+
+
+def ai_labeler(folder: Path, engine: FunctionEngine, **settings: Any) -> AILabeler:
+    family_, constitution = family(folder), rules(folder)
+    return AILabeler(
+        engine=engine, model="base", prompts=family_, constitution=constitution, seed=1, **{"min_mass": 0.0, **settings}
+    )
+
+
+def model_folder(path: Path, text: str) -> Path:
+    """What counts as a model for digests; FunctionEngine looks at its path only."""
+    (path / "model").mkdir(parents=True)
+    (path / "model" / "config.json").write_text(text)
+    return path
+
+
+def data_folder(folder: Path) -> Path:
+    """Prompts of every kind, as stage data writes them."""
+    prompts = {
+        name: [prompt(f"{name}{i}", ("red_team", "helpful")[i % 2]) for i in range(count)]
+        for name, count in (("comparisons", 30), ("rl", 4), ("evaluation", 20))
+    }
+    prompts["red_team"] = [prompt(f"red{i}", "red_team") for i in range(24)]
+    for name, records in prompts.items():
+        write_records(folder / "data" / f"{name}.jsonl", records)
+    helpful = [
+        Demonstration(id=f"d{i}", prompt=prompt(f"d{i}", "helpful"), text="help", source="helpful") for i in "ab"
+    ]
+    write_records(folder / "data" / "demonstrations.jsonl", helpful)
+    return folder / "data"
+
+
+def run(stage: Stage, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+    output.mkdir(exist_ok=True, parents=True)
+    return stage.run(inputs, output)
+
+
+def finished(folder: Path) -> dict[str, str]:
+    """Digests of what the store would keep."""
+    return {name: digest for name, digest in digest_folder(folder).items() if not name.endswith(".journal")}
+
+
+def holds_when_cut(make: Callable[[], Stage], inputs: Mapping[str, Path], folder: Path, *, cuts: int = 12) -> None:
+    """Cut the journals (as they were written one after the other) anywhere: the same files come out."""
+    run(make(), inputs, folder / "whole")
+    expected = finished(folder / "whole")
+    journals = sorted((folder / "whole").glob("*.journal"), key=lambda path: path.stat().st_mtime_ns)
+    assert journals and expected
+    total = sum(path.stat().st_size for path in journals)
+    for cut in range(0, total, max(1, total // cuts)):
+        again = folder / "again"
+        shutil.rmtree(again, ignore_errors=True)
+        again.mkdir()
+        left = cut
+        for journal in journals:
+            data = journal.read_bytes()[:left]
+            left -= len(data)
+            if data:
+                (again / journal.name).write_bytes(data)
+        run(make(), inputs, again)
+        assert finished(again) == expected, f"cut at {cut} of {total}"

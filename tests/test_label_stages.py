@@ -1,0 +1,177 @@
+"""The stages label and win_rate: no label lost or invented, agreement, wins in both orders, resuming."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from worlds import (
+    FunctionEngine,
+    WordCount,
+    ai_labeler,
+    by_text,
+    comparison,
+    data_folder,
+    finished,
+    holds_when_cut,
+    noise,
+    random_logp,
+    run,
+)
+
+from cai.engines.base import EnginePrompt
+from cai.errors import DataError, LabelerError
+from cai.labelers.simulated import SimulatedLabeler
+from cai.records import read_json, read_records, read_rows, write_records, write_rows
+from cai.stages.label import Label
+from cai.stages.win_rate import WinRate
+from cai.types import Comparison, Judgment, Preference, Response
+
+
+@pytest.fixture
+def data(workdir: Path) -> Path:
+    """Prompts of every kind."""
+    return data_folder(workdir)
+
+
+# --- label ------------------------------------------------------------------------------------------------------------
+
+
+def sampled(folder: Path, comparisons: Sequence[Comparison]) -> dict[str, Path]:
+    write_records(folder / "sample" / "comparisons.jsonl", comparisons)
+    return {"data": folder, "sample": folder / "sample"}
+
+
+def random_comparisons(n: int) -> list[Comparison]:
+    words = [" ".join(["w"] * int(1 + 9 * noise(i))) for i in range(2 * n)]
+    return [comparison(f"c{i}", f"{words[2 * i]} a", f"{words[2 * i + 1]} b", tags=("red_team",)) for i in range(n)]
+
+
+def people() -> SimulatedLabeler:
+    return SimulatedLabeler(scorer=WordCount(), seed=1, overlap=0.5)
+
+
+def test_no_label_is_lost_or_invented(workdir: Path) -> None:
+    def logp(asked: EnginePrompt, choice: str) -> float:
+        return -20.0 if "question c3\n" in asked.text else random_logp(asked, choice)
+
+    comparisons = random_comparisons(20)
+    labeler = ai_labeler(workdir, FunctionEngine(logp=logp), min_mass=1e-6)
+    facts = run(Label(labeler=labeler), sampled(workdir, comparisons), workdir / "out")
+    judgments = read_records(workdir / "out" / "judgments.jsonl", Judgment)
+    preferences = read_records(workdir / "out" / "preferences.jsonl", Preference)
+    assert [j.comparison_id for j in judgments] == [c.id for c in comparisons]
+    assert [p.id for p in preferences] == [c.id for c in comparisons if c.id != "c3"]
+    for preference, judgment in zip(preferences, (j for j in judgments if j.pairs), strict=True):
+        original = next(c for c in comparisons if c.id == preference.id)
+        assert preference.pairs == judgment.pairs
+        assert preference.responses == tuple(r.text for r in original.responses)
+        assert (preference.prompt, preference.labeler) == (original.prompt, "ai")
+    summary = read_json(workdir / "out" / "label.json")
+    assert (summary["num_comparisons"], summary["num_pairs"], summary["num_abstained"]) == (20, 19, 1)
+    assert summary["abstained"] == {"ill_formed_answer": 1}
+    assert sum(summary["principles"].values()) == 20
+    assert summary["position"]["num_questions"] == 19
+    assert (summary["gold"], summary["between_people"]["agreement"]) == (None, None)
+    assert facts["num_abstained"] == 1.0
+
+
+def test_people_are_counted_and_their_first_judgment_is_the_label(workdir: Path) -> None:
+    comparisons = random_comparisons(200)
+    inputs = sampled(workdir, comparisons)
+    run(Label(labeler=people(), scorer=WordCount()), inputs, workdir / "out")
+    judgments = read_records(workdir / "out" / "judgments.jsonl", Judgment)
+    summary = read_json(workdir / "out" / "label.json")
+    assert len(judgments) == summary["num_judgments"] == sum(summary["people"].values()) > 250
+    first = {j.comparison_id: j for j in reversed(judgments)}
+    labels = {p.id: p.pairs for p in read_records(workdir / "out" / "preferences.jsonl", Preference)}
+    assert labels == {name: judgment.pairs for name, judgment in first.items()}
+    assert summary["between_people"]["num_pairs"] == len(judgments) - 200
+    assert 0.6 < summary["between_people"]["agreement"] < 0.85
+    assert 0.7 < summary["gold"]["agreement"] < 0.95
+    assert summary["gold"]["by_tag"]["red_team"] == {k: summary["gold"][k] for k in ("num_pairs", "agreement")}
+
+
+def test_a_scorer_measures_labels_and_changes_none(workdir: Path) -> None:
+    inputs = sampled(workdir, random_comparisons(30))
+    facts = {}
+    for name, scorer in (("with", WordCount()), ("without", None)):
+        labeler = ai_labeler(workdir, FunctionEngine())
+        facts[name] = run(Label(labeler=labeler, scorer=scorer), inputs, workdir / name)
+    with_, without = finished(workdir / "with"), finished(workdir / "without")
+    assert {name for name in with_ if with_[name] != without[name]} == {"label.json"}
+    assert "gold_agreement" in facts["with"] and "gold_agreement" not in facts["without"]
+
+
+def test_only_abstentions_are_an_error(workdir: Path) -> None:
+    labeler = ai_labeler(workdir, FunctionEngine(logp=lambda *_: -30.0), min_mass=0.01)
+    with pytest.raises(LabelerError, match=r"'ai' abstained from all 5 comparisons \(ill_formed_answer: 5\)"):
+        run(Label(labeler=labeler), sampled(workdir, random_comparisons(5)), workdir / "out")
+
+
+@pytest.mark.parametrize("who", ["ai", "people"])
+def test_labelling_goes_on_where_it_was_cut(workdir: Path, who: str) -> None:
+    inputs = sampled(workdir, random_comparisons(40))
+    holds_when_cut(
+        lambda: Label(labeler=ai_labeler(workdir, FunctionEngine()) if who == "ai" else people(), scorer=WordCount()),
+        inputs,
+        workdir,
+    )
+
+
+# --- win rate ---------------------------------------------------------------------------------------------------------
+
+
+def evaluated(folder: Path, side: str, texts: Sequence[str]) -> Path:
+    responses = [
+        Response(id=f"evaluation{i}/0", prompt_id=f"evaluation{i}", text=t, model=side, num_tokens=1, finished=True)
+        for i, t in enumerate(texts)
+    ]
+    write_records(folder / side / "responses.jsonl", responses)
+    rows = [{"prompt_id": r.prompt_id, "response_id": r.id, "gold": float(len(r.text.split()))} for r in responses]
+    write_rows(folder / side / "scores.jsonl", rows)
+    return folder / side
+
+
+def test_wins_are_those_of_both_orders(data: Path, workdir: Path) -> None:
+    a = evaluated(workdir, "a", ["good"] * 12 + ["bad one"] * 5 + ["same"] * 3)
+    b = evaluated(workdir, "b", ["bad one"] * 12 + ["good"] * 5 + ["same"] * 3)
+    judge = ai_labeler(workdir, by_text(0.8))
+    facts = run(WinRate(labeler=judge), {"data": data, "a": a, "b": b}, workdir / "out")
+    rows = read_rows(workdir / "out" / "wins.jsonl")
+    assert [row["winner"] for row in rows] == ["a"] * 12 + ["b"] * 5 + ["tie"] * 3
+    assert rows[0]["p_a"] == rows[0]["p_a_shown_first"] == rows[0]["p_a_shown_second"] == pytest.approx(0.8)
+    assert rows[-1]["p_a"] == 0.5 and rows[-1]["consistent"] is False
+    assert (rows[0]["gold_a"], rows[0]["gold_b"]) == (1.0, 2.0)
+    summary = read_json(workdir / "out" / "win_rate.json")
+    assert (summary["num_wins"], summary["num_losses"], summary["num_ties"]) == (12, 5, 3)
+    assert facts["win_rate"] == pytest.approx((12 + 1.5) / 20)
+    assert facts["gold_win_rate"] == pytest.approx((5 + 1.5) / 20)
+
+
+def test_a_judge_that_sees_positions_only_gives_ties(data: Path, workdir: Path) -> None:
+    sides = {side: evaluated(workdir, side, [f"{side} text"] * 20) for side in "ab"}
+    engine = FunctionEngine(logp=lambda asked, choice: math.log(0.8 if choice in (" (A)", " yes") else 0.1))
+    run(WinRate(labeler=ai_labeler(workdir, engine)), {"data": data, **sides}, workdir / "out")
+    summary = read_json(workdir / "out" / "win_rate.json")
+    assert (summary["num_ties"], summary["win_rate"], summary["mean_p_a"]) == (20, 0.5, 0.5)
+
+
+def test_a_judge_without_orders_gives_probabilities_only(data: Path, workdir: Path) -> None:
+    sides = {side: evaluated(workdir, side, [f"w{i} " * i for i in range(20)]) for side in "ab"}
+    sides["b"] = evaluated(workdir, "b", ["one two three"] * 20)
+    run(WinRate(labeler=people()), {"data": data, **sides}, workdir / "out")
+    rows = read_rows(workdir / "out" / "wins.jsonl")
+    assert {row["p_a"] for row in rows} == {0.0, 1.0} and {row["consistent"] for row in rows} == {None}
+    assert read_json(workdir / "out" / "win_rate.json")["win_rate"] is None
+
+
+def test_win_rate_goes_on_where_it_was_cut(data: Path, workdir: Path) -> None:
+    sides = {side: evaluated(workdir, side, [f"{side} text {i}" for i in range(20)]) for side in "ab"}
+    holds_when_cut(lambda: WinRate(labeler=ai_labeler(workdir, FunctionEngine())), {"data": data, **sides}, workdir)
+
+
+def test_sides_that_answered_other_prompts_cannot_be_compared(data: Path, workdir: Path) -> None:
+    sides = {"a": evaluated(workdir, "a", ["x"] * 5), "b": evaluated(workdir, "b", ["x"] * 6)}
+    with pytest.raises(DataError, match="different prompts or in different numbers"):
+        run(WinRate(labeler=ai_labeler(workdir, FunctionEngine())), {"data": data, **sides}, workdir / "out")
