@@ -173,7 +173,9 @@ def test_killed_run_goes_on(project: Path) -> None:
     """The process dies inside a stage; the same command goes on from the stage's journal."""
 
     def run(die_at: int) -> int:
-        program = "import sys, cai.commands.run as r, cai.cli; r._report = lambda *_: 'report'; sys.exit(cai.cli.main())"
+        program = (
+            "import sys, cai.commands.run as r, cai.cli; r._report = lambda *_: 'report'; sys.exit(cai.cli.main())"
+        )
         environment = {**os.environ, "PYTHONPATH": str(TESTS), "TINY_DIE_AT": str(die_at)}
         command = [sys.executable, "-c", program, "run", "data.count=6", "name=mine"]
         return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
@@ -198,7 +200,10 @@ def test_killed_run_goes_on(project: Path) -> None:
         ("labler=ai", "labler: unknown key 'labler'; did you mean 'labeler'? Allowed: arms,"),
         ("experiment=nothing", "experiment: unknown option 'nothing'"),
         ("revise.facto=1", "revise.facto: unknown key 'facto'; did you mean 'factor'? Allowed: _target_, factor"),
-        ("+revise.facto=1", "revise.facto: unknown key of Sum 'facto'; did you mean 'factor'? Allowed: factor, seconds"),
+        (
+            "+revise.facto=1",
+            "revise.facto: unknown key of Sum 'facto'; did you mean 'factor'? Allowed: factor, seconds",
+        ),
         ("revise.factor=two", "revise.factor: must be a number, got 'two'"),
         ("data.count=1.5", "data.count: must be a whole number, got 1.5"),
         ("~data.count", "data.count: missing; Numbers needs count, seed"),
@@ -206,7 +211,10 @@ def test_killed_run_goes_on(project: Path) -> None:
         ("revise._target_=tini.Sum", "revise._target_: cannot import 'tini.Sum': No module named 'tini'"),
         ("+revise.text=lost.txt", "lost.txt: no such file"),
         ("constitution=plane", "did you mean 'plain'?"),
-        ("prompts=plane", "prompts: unknown prompt family 'plane'; did you mean 'plain'? Allowed: chat, few_shot, plain"),
+        (
+            "prompts=plane",
+            "prompts: unknown prompt family 'plane'; did you mean 'plain'? Allowed: chat, few_shot, plain",
+        ),
         ("constitution=${sed}", "constitution: Interpolation key 'sed' not found"),
         ("steps=[data,revize]", "steps: unknown step 'revize'; did you mean 'revise'?"),
         ("steps=[revise]", "steps: 'revise' needs 'data'"),

@@ -48,7 +48,9 @@ def test_every_arm_of_every_experiment_composes_and_plans(experiment: str) -> No
 
 def test_every_preset_is_known_to_this_file() -> None:
     """A new group must be tried too."""
-    known = {"config.yaml"} | {f"{group}/{option}.yaml" for group in (*GROUPS, "experiment") for option in options(group)}
+    known = {"config.yaml"} | {
+        f"{group}/{option}.yaml" for group in (*GROUPS, "experiment") for option in options(group)
+    }
     stages = {f"stage/{option}.yaml" for option in options("stage")}
     assert set(PRESETS) == known | stages
     used = {path.read_text(encoding="utf-8") for path in (CONF / "config.yaml", *CONF.glob("experiment/*.yaml"))}

@@ -7,7 +7,14 @@ from cai.progress import PlainBar, duration, progress
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (4.21, "4.2 s"), (59.96, "1 min 0 s"), (83, "1 min 23 s"), (3599.6, "1 h 0 min"), (7260, "2 h 1 min")],
+    [
+        (0, "0.0 s"),
+        (4.21, "4.2 s"),
+        (59.96, "1 min 0 s"),
+        (83, "1 min 23 s"),
+        (3599.6, "1 h 0 min"),
+        (7260, "2 h 1 min"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -36,7 +43,9 @@ def test_unknown_total_counts_only() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_stdout_stays_clean(terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdout_stays_clean(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with progress("labels", total=2, unit="pairs") as bar:
         bar.advance(note="loss 1.0")
