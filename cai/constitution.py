@@ -80,7 +80,7 @@ class Constitution:
         candidates = self.for_tags(tags)
         if len(candidates) < count:
             raise ConstitutionError(
-                f"{self.path}: {count} principle(s) asked for, but {len(candidates)} apply to a prompt with the tags "
+                f"{self.path}: {count} principles are asked for, but {len(candidates)} apply to a prompt with the tags "
                 f"{', '.join(sorted(tags)) or '(none)'}; add principles, or widen applies_to"
             )
         return tuple(sorted(candidates, key=lambda p: (_arrival(seed, key, p), p.id))[:count])

@@ -240,5 +240,6 @@ class Checker:
             and float(node.text) > 0
         ):
             return float(node.text)
-        self.add(node.line, key, f"must be a number above 0, got {describe(node)}")
+        found = repr(node.text) if isinstance(node, Scalar) else describe(node)
+        self.add(node.line, key, f"must be a number above 0 (without quotes), got {found}")
         return default
