@@ -4,11 +4,14 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from cai.errors import ModelError, unknown
 from cai.records import digest_file
 
-__all__ = ["find_model", "model_digest"]
+__all__ = ["DTYPES", "find_model", "model_digest"]
+
+DTYPES: Final = ("float32", "bfloat16", "float16")  # names of the number formats that a model may be loaded in
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.errors import ModelError, unknown
-from cai.models.digest import find_model
+from cai.models.digest import DTYPES, find_model
 from cai.types import Turn
 
 __all__ = [
@@ -50,7 +50,6 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|padding|>")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------
@@ -77,9 +76,10 @@ def set_threads(num_threads: int) -> None:
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype called `name`: float32, bfloat16 or float16. Raises ModelError."""
-    if name not in _DTYPES:
-        raise ModelError(unknown("dtype", name, _DTYPES))
-    return _DTYPES[name]
+    if name not in DTYPES:
+        raise ModelError(unknown("dtype", name, DTYPES))
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 # --- load and save ----------------------------------------------------------------------------------------------------
