@@ -33,7 +33,7 @@ from cai.rl.models import Packed, Policy, Row, ValueModel, autocast, pack, plan_
 from cai.rl.rollout import Rollout, sample_responses
 from cai.rl.settings import PPOSettings
 
-__all__ = ["PPOTrainer", "Update", "diagnose"]
+__all__ = ["PPOTrainer", "Update", "diagnose", "rate_factor"]
 
 # Sampling keeps no activations for a backward pass, so its batches may be this many times larger.
 _ROLLOUT_TOKENS = 8
@@ -82,15 +82,7 @@ class PPOTrainer:
         self.settings = settings
         self.num_updates = 0
         self.device = policy.model.device
-        rates = ((policy.model, settings.learning_rate), (value.model, settings.value_learning_rate))
-        self._optimizers = [torch.optim.Adam(model.parameters(), lr=lr, eps=1e-5) for model, lr in rates]
-        self._schedules = [torch.optim.lr_scheduler.LambdaLR(opt, self._rate) for opt in self._optimizers]
-
-    def _rate(self, update: int) -> float:
-        """Factor of the learning rate at update number `update` (from 0): warm-up, then linear to 0 or constant."""
-        s = self.settings
-        warmup = min(1.0, (update + 1) / (s.num_warmup_updates + 1))
-        return warmup * (1 - update / s.num_updates if s.schedule == "linear" else 1.0)
+        self._optimizers = [torch.optim.Adam(net.model.parameters(), eps=1e-5) for net in (policy, value)]
 
     def update(self, prompts: Sequence[list[int]]) -> Update:
         """One PPO update on a batch of prompts (token ids)."""
@@ -119,7 +111,11 @@ class PPOTrainer:
         objective = penalised - s.beta * kl.sum(1)
         # 4. Learn, and report.
         update = Update(rollout, scores, logp_ref, values, advantages, returns, objective, {})
-        update.diagnostics.update(diagnose(update) | {"beta": s.beta} | self._learn(update))
+        rate = rate_factor(s, self.num_updates)
+        for optimizer, peak in zip(self._optimizers, (s.learning_rate, s.value_learning_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * peak
+        constants = {"beta": s.beta, "learning_rate": rate * s.learning_rate}
+        update.diagnostics.update(diagnose(update) | constants | self._learn(update))
         self.num_updates += 1
         return update
 
@@ -144,11 +140,7 @@ class PPOTrainer:
             order = torch.randperm(num_rows, generator=generator).tolist()
             for start in range(0, num_rows, s.minibatch_size):
                 steps.append(self._step(update, order[start : start + s.minibatch_size]))
-        learning_rate = float(self._schedules[0].get_last_lr()[0])
-        for schedule in self._schedules:
-            schedule.step()
-        means = {key: float(torch.stack([step[key] for step in steps]).mean()) for key in steps[0]}
-        return means | {"learning_rate": learning_rate}
+        return {key: float(torch.stack([step[key] for step in steps]).mean()) for key in steps[0]}
 
     def _step(self, update: Update, minibatch: list[int]) -> dict[str, Tensor]:
         """One optimiser step of policy and value on a minibatch, cut into length-sorted microbatches."""
@@ -184,6 +176,12 @@ class PPOTrainer:
             "value_clipfrac": value_clipped.float().sum(),
             "approx_kl": ((logp - logp_old) ** 2).sum() / 2,  # k2 of the new policy against that of rollout
         }
+
+
+def rate_factor(settings: PPOSettings, update: int) -> float:
+    """Factor of the learning rates at update number `update` (from 0): warm-up, then linear to 0 or constant."""
+    warmup = min(1.0, (update + 1) / (settings.num_warmup_updates + 1))
+    return warmup * (1 - update / settings.num_updates if settings.schedule == "linear" else 1.0)
 
 
 def diagnose(update: Update) -> dict[str, float]:

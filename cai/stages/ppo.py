@@ -1,0 +1,171 @@
+"""Stage rl: PPO against the reward model, with a KL penalty to SL-CAI (InstructGPT section 3.5)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cai.errors import ConfigError, DataError
+from cai.progress import progress
+from cai.records import read_records, seed_of, write_rows
+from cai.rl.settings import DType, PPOSettings
+from cai.scorers import Scorer
+from cai.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cai.rl.ppo import PPOTrainer, Update
+
+__all__ = ["PPO"]
+
+
+class PPO:
+    """Writes model/ (Hugging Face format) and curve.jsonl (a row per update: what `cai.rl.ppo` reports, and the mean of
+    each of the scorer's columns over the update's responses).
+
+    `scorer` measures the responses and teaches nothing. What the other settings mean is told by
+    `cai.rl.settings.PPOSettings`.
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_updates: int = 24,
+        batch_size: int = 128,
+        minibatch_size: int = 32,
+        num_epochs: int = 1,
+        learning_rate: float = 3e-4,
+        value_learning_rate: float = 1e-3,
+        schedule: Literal["linear", "constant"] = "constant",
+        num_warmup_updates: int = 2,
+        max_grad_norm: float = 1.0,
+        beta: float = 0.08,
+        clip: float = 0.2,
+        value_clip: float = 0.2,
+        lam: float = 0.95,
+        max_new_tokens: int = 48,
+        temperature: float = 1.0,
+        missing_eos_penalty: float = 1.0,
+        scale_rewards: bool = True,
+        max_batch_tokens: int = 16384,
+        device: str = "auto",
+        dtype: DType = "float32",
+        scorer: Scorer | None = None,
+    ) -> None:
+        self._device = device
+        self._scorer = scorer
+        self._settings = PPOSettings(
+            seed=seed,
+            num_updates=num_updates,
+            batch_size=batch_size,
+            minibatch_size=minibatch_size,
+            num_epochs=num_epochs,
+            learning_rate=learning_rate,
+            value_learning_rate=value_learning_rate,
+            schedule=schedule,
+            num_warmup_updates=num_warmup_updates,
+            max_grad_norm=max_grad_norm,
+            beta=beta,
+            clip=clip,
+            value_clip=value_clip,
+            lam=lam,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            missing_eos_penalty=missing_eos_penalty,
+            scale_rewards=scale_rewards,
+            max_batch_tokens=max_batch_tokens,
+            dtype=dtype,
+        )
+
+    def texts(self) -> dict[str, str]:
+        """None: models and prompts are inputs."""
+        return {}
+
+    def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+        """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
+        from cai.models.loading import encode_dialogue, load_tokenizer, save_model
+
+        path = inputs["data"] / "rl.jsonl"
+        prompts = read_records(path, Prompt)
+        if not prompts:
+            raise DataError(f"{path}: no prompts to learn from")
+        tokenizer = load_tokenizer(inputs["sft"] / "model")
+        trainer = self._trainer(tokenizer, inputs)
+        ids = [encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts]
+        order = prompt_order(len(prompts), self._settings.seed)
+        curve: list[dict[str, Any]] = []
+        num_tokens = 0
+        with progress("ppo", total=self._settings.num_updates, unit="updates") as bar:
+            for number in range(1, self._settings.num_updates + 1):
+                drawn = [next(order) for _ in range(self._settings.batch_size)]
+                update = trainer.update([ids[i] for i in drawn])
+                num_tokens += sum(len(row.ids) for row in update.rollout.rows)
+                measured = self._measure(tokenizer, [prompts[i] for i in drawn], update)
+                curve.append({"update": number, **update.diagnostics, **measured})
+                bar.advance(note=f"score {curve[-1]['score_mean']:.2f}, KL {curve[-1]['kl']:.2f}")
+        save_model(trainer.policy.model, tokenizer, output / "model")
+        write_rows(output / "curve.jsonl", curve)
+        # Forwards of policy, reference, reward and value; then both trained networks, forward and backward.
+        passes = 2 * 4 + 2 * 6 * self._settings.num_epochs
+        return {
+            "score": curve[-1]["score_mean"],
+            "kl": curve[-1]["kl"],
+            "num_episodes": self._settings.num_updates * self._settings.batch_size,
+            "num_tokens": num_tokens,
+            "flops": float(passes * trainer.policy.model.num_parameters() * num_tokens),
+        }
+
+    def _trainer(self, tokenizer: "PreTrainedTokenizerBase", inputs: Mapping[str, Path]) -> "PPOTrainer":
+        """Load the four networks: trained ones in float32, frozen ones in `dtype`."""
+        from cai.models.loading import end_of_turn_id, end_of_turn_ids, load_causal_lm, pick_device
+        from cai.rl.models import Policy, RewardModel, ValueModel
+        from cai.rl.ppo import PPOTrainer
+
+        device, dtype, temperature = pick_device(self._device), self._settings.dtype, self._settings.temperature
+        model = load_causal_lm(inputs["sft"] / "model", device=device)
+        frozen = load_causal_lm(inputs["sft"] / "model", dtype=dtype, device=device)
+        reward = RewardModel.load(inputs["reward"] / "model", dtype=dtype, device=device)
+        critic = RewardModel.load(inputs["reward"] / "model", device=device)
+        scale = 1 / reward.std if self._settings.scale_rewards and reward.std > 0 else 1.0
+        end = end_of_turn_id(tokenizer)
+        return PPOTrainer(
+            policy=Policy(model, temperature=temperature),
+            reference=Policy(frozen, temperature=temperature),
+            value=ValueModel(critic.model, offset=critic.offset, scale=scale),
+            reward=lambda rows: reward.score_rows(rows, max_batch_tokens=self._settings.max_batch_tokens),
+            reward_scale=scale,
+            stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
+            settings=self._settings,
+        )
+
+    def _measure(
+        self, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], update: "Update"
+    ) -> dict[str, float | None]:
+        """Mean of each of the scorer's columns over the responses it applies to; None where it applies to none."""
+        if self._scorer is None:
+            return {}
+        import numpy as np
+
+        ids = [row.ids[row.num_prompt :] for row in update.rollout.rows]
+        texts = [str(tokenizer.decode(response, skip_special_tokens=True)).strip() for response in ids]
+        columns = self._scorer.score(prompts, texts)
+        if taken := sorted(set(columns) & set(update.diagnostics)):
+            raise ConfigError(f"scorer: column {taken[0]!r} has the name of a diagnostic of PPO")
+        means = {}
+        for name, values in columns.items():
+            applies = [value for value in values if not np.isnan(value)]
+            means[name] = float(np.mean(applies)) if applies else None
+        return means
+
+
+def prompt_order(num_prompts: int, seed: int) -> Iterator[int]:
+    """Indices of prompts without end: epoch after epoch, each in an order of its own."""
+    import numpy as np
+
+    epoch = 0
+    while True:
+        yield from np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(num_prompts).tolist()
+        epoch += 1
