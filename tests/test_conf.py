@@ -15,7 +15,15 @@ CONF = packaged("conf")
 PRESETS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 GROUPS = ("model", "engine", "data", "labeler", "rl")
 # What a preset leaves for the user to say, as a test says it.
-NEEDED = {"model=hf": ["model.path=sandbox"], "data=hh": ["data.source.path=hh.jsonl"]}
+NEEDED = {"model=hf": ["model.path=model"], "data=hh": ["data.source.path=hh.jsonl"]}
+
+
+@pytest.fixture(autouse=True)
+def files(workdir: Path) -> None:
+    """What NEEDED names: a file of dialogues, and a folder that could be a model's."""
+    (workdir / "hh.jsonl").write_text("")
+    (workdir / "model").mkdir()
+    (workdir / "model" / "config.json").write_text("{}")
 
 
 def options(group: str) -> list[str]:
@@ -40,17 +48,16 @@ def test_every_preset_composes_and_builds(choice: str) -> None:
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_arm_of_every_experiment_composes_and_plans(experiment: str) -> None:
-    settings = config.compose([f"experiment={experiment}"])
+    overrides = [f"experiment={experiment}", "model.path=model"]
+    settings = config.compose(overrides)
     for arm in settings.arms.values() or [[]]:
-        armed = config.compose([f"experiment={experiment}", *arm])
+        armed = config.compose([*overrides, *arm])
         assert [p.step.name for p in plan(armed.steps, armed.nodes(), build(armed))] == armed.steps
 
 
 def test_every_preset_is_known_to_this_file() -> None:
     """A new group must be tried too."""
-    known = {"config.yaml"} | {
-        f"{group}/{option}.yaml" for group in (*GROUPS, "experiment") for option in options(group)
-    }
+    known = {"config.yaml", *(f"{choice.replace('=', '/')}.yaml" for choice in choices())}
     stages = {f"stage/{option}.yaml" for option in options("stage")}
     assert set(PRESETS) == known | stages
     used = {path.read_text(encoding="utf-8") for path in (CONF / "config.yaml", *CONF.glob("experiment/*.yaml"))}

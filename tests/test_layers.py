@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "cai").rglob("*.py"))
 # Lowest first. A module may import from its own row and from rows above it in this list, never from below.
 LAYERS = (
     ("cai.types", "cai.errors", "cai.paths", "cai.progress"),
-    ("cai.records", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base"),
+    ("cai.records", "cai.codec", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base"),
     ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets"),
     ("cai.prompts",),
     ("cai.models", "cai.sandbox"),
