@@ -1,0 +1,5 @@
+"""The report of one or many runs: every figure with its interval, as one HTML page and as JSON."""
+
+from cai.report.page import write_report
+
+__all__ = ["write_report"]

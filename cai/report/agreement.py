@@ -1,15 +1,17 @@
 """Agreement of labelers and calibration of probabilities, as statistics that `Bootstrap` can resample."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cai.report.statistics import Floats, Table, ratio, table_of, wilson
+from cai.report.statistics import Bootstrap, Estimate, Floats, Table, mean_table, ratio, table_of, wilson
 
 __all__ = [
+    "Agreement",
     "Bin",
+    "Estimator",
     "alpha_of",
     "alpha_table",
     "calibration",
@@ -96,3 +98,45 @@ def calibration(tables: Sequence[Table], *, level: float = 0.95) -> list[Bin]:
         means = float(predicted[k] / count[k]), float(outcome[k] / count[k])
         bins.append(Bin(k / num_bins, (k + 1) / num_bins, int(count[k]), *means, low, high))
     return bins
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Two judgments of the same pairs: how often the same, and how much beyond chance."""
+
+    first: str
+    second: str
+    raw: Estimate
+    kappa: Estimate | None
+    alpha: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """Estimates from rows by seed; `prompts` are all prompts of a seed, so that every figure shares the same draws."""
+
+    bootstrap: Bootstrap
+    prompts: Mapping[int, Iterable[str]]
+
+    def mean(self, rows: Mapping[int, Sequence[tuple[str, float]]]) -> Estimate | None:
+        """Of (prompt, value) rows."""
+        tables = [mean_table(seed, [p for p, _ in pairs], [v for _, v in pairs]) for seed, pairs in rows.items()]
+        return self.bootstrap.estimate(self._within(tables))
+
+    def agreement(
+        self, first: str, second: str, rows: Mapping[int, Sequence[tuple[str, bool, bool]]]
+    ) -> Agreement | None:
+        """Of (prompt, first's label, second's label) rows; None without any."""
+        raw = self.mean({s: [(p, float(a == b)) for p, a, b in found] for s, found in rows.items()})
+        if raw is None:
+            return None
+        kappas, alphas = [], []
+        for seed, found in rows.items():
+            prompts, a, b = [p for p, _, _ in found], [a for _, a, _ in found], [b for _, _, b in found]
+            kappas.append(kappa_table(seed, prompts, a, b))
+            alphas.append(alpha_table(seed, prompts, list(zip(a, b, strict=True))))
+        kappa = self.bootstrap.estimate(self._within(kappas), kappa_of)
+        return Agreement(first, second, raw, kappa, self.bootstrap.estimate(self._within(alphas), alpha_of))
+
+    def _within(self, tables: Sequence[Table]) -> list[Table]:
+        return [table.within(self.prompts.get(table.seed, ())) for table in tables]

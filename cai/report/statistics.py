@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from statistics import NormalDist
 
 import numpy as np
@@ -36,6 +37,7 @@ Statistic = Callable[[Floats], Floats]
 
 FEW = 10  # a rate with fewer events (or non-events) gets Wilson's interval: percentiles of the bootstrap are too short
 MAX_CELLS = 100_000_000  # draws x prompts that are kept; beyond 10,000 prompts there are fewer draws
+BLOCK_CELLS = 200_000  # draws x prompts worked on at once: what fits into a processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ class Estimate:
         """Whether the interval lies on one side of 0."""
         return self.low > 0 or self.high < 0
 
+    def complement(self) -> "Estimate":
+        """The rate of the opposite event: 1 - the figure, bounds swapped."""
+        seeds = {seed: 1 - value for seed, value in self.per_seed.items()}
+        return replace(self, value=1 - self.value, low=1 - self.high, high=1 - self.low, per_seed=seeds)
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -74,8 +81,21 @@ class Table:
     num: int
     is_rate: bool = False
 
+    def within(self, prompts: Iterable[str]) -> "Table":
+        """The same sums among more prompts, on which nothing was counted: tables that share their prompts share draws.
 
-# --- tables, and the mean -----------------------------------------------------------------------------------------------
+        What is counted may then differ in number from draw to draw, as it would from sample to sample.
+        """
+        missing = sorted(set(prompts) - set(self.prompts))
+        if not missing:
+            return self
+        sums = np.vstack([self.sums, np.zeros((len(missing), self.sums.shape[1]))])
+        names = np.array([*self.prompts, *missing])
+        order = np.argsort(names)
+        return replace(self, prompts=tuple(str(n) for n in names[order]), sums=sums[order])
+
+
+# --- tables, and the mean ---------------------------------------------------------------------------------------------
 
 
 def table_of(seed: int, prompts: Sequence[str], columns: Floats, num: int, is_rate: bool = False) -> Table:
@@ -121,6 +141,7 @@ class Bootstrap:
         self.level = level
         self._seed = seed
         self._weights: dict[tuple[str, ...], NDArray[np.uint8]] = {}
+        self._memory: dict[tuple[object, ...], tuple[Sequence[Table], Floats]] = {}
 
     def estimate(self, tables: Sequence[Table], statistic: Statistic = mean_of) -> Estimate | None:
         """The statistic over all tables pooled, with its interval; None where nothing counts."""
@@ -135,7 +156,7 @@ class Bootstrap:
             low=min(low, pooled),
             high=max(high, pooled),
             num=sum(t.num for t in tables),
-            num_prompts=len({p for t in tables for p in _counting(t)}),
+            num_prompts=len({p for t in tables for p in _counted_prompts(t)}),
             per_seed={t.seed: v for t in tables if not math.isnan(v := _point([t], statistic))},
         )
         return self._with_few_events(result, tables, draws) if statistic is mean_of else result
@@ -170,6 +191,13 @@ class Bootstrap:
     def _draws(self, tables: Sequence[Table], statistic: Statistic) -> Floats:
         """(D,) the statistic of each resample: S seeds with replacement, the prompts of each with replacement."""
         tables = _in_order(tables)
+        key = (statistic, *map(id, tables))  # tables are kept with their draws, so that an id stays theirs
+        if key not in self._memory:
+            self._memory[key] = tables, statistic(self._resampled(tables))
+        return self._memory[key][1]
+
+    def _resampled(self, tables: Sequence[Table]) -> Floats:
+        """(D, C): column sums over all tables, of every resample."""
         resampled = [self._resampled_sums(t) for t in tables]
         num = min(len(r) for r in resampled)
         picks = self._rng("seeds", *(str(t.seed) for t in tables)).integers(len(tables), size=(num, len(tables)))
@@ -180,12 +208,12 @@ class Bootstrap:
                 # a seed that is drawn twice brings other prompts the second time, unless all seeds share them
                 rows = sums[:num] if crossed else np.roll(sums[:num], slot * (num // len(tables)), axis=0)
                 total += np.where(picks[:, slot, None] == s, rows, 0.0)
-        return statistic(total)
+        return total
 
     def _resampled_sums(self, table: Table) -> Floats:
         """(D, C): column sums of every resample of the table's prompts."""
         weights = self._weights_of(table.prompts)
-        step = max(1, 4_000_000 // max(1, len(table.prompts)))
+        step = max(1, BLOCK_CELLS // len(table.prompts))
         blocks = [weights[i : i + step].astype(np.float64) @ table.sums for i in range(0, len(weights), step)]
         return np.concatenate(blocks)
 
@@ -196,10 +224,11 @@ class Bootstrap:
             num_draws = min(self.num_draws, max(1, MAX_CELLS // size))
             weights = np.empty((num_draws, size), dtype=np.uint8)
             rng = self._rng("prompts", *prompts)
-            step = max(1, 2_000_000 // size)
+            step = max(1, BLOCK_CELLS // size)
             for start in range(0, num_draws, step):
                 rows = min(step, num_draws - start)
-                drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size
+                drawn = rng.integers(size, size=(rows, size), dtype=np.int32)
+                drawn += np.arange(rows, dtype=np.int32)[:, None] * size
                 weights[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
             self._weights[prompts] = weights
         return self._weights[prompts]
@@ -248,9 +277,9 @@ def _point(tables: Sequence[Table], statistic: Statistic) -> float:
     return float(statistic(np.sum([t.sums.sum(axis=0) for t in tables], axis=0)[None, :])[0])
 
 
-def _counting(table: Table) -> Iterable[str]:
+def _counted_prompts(table: Table) -> Iterable[str]:
     """The prompts on which something was counted."""
-    return (p for p, row in zip(table.prompts, table.sums, strict=True) if row.any())
+    return compress(table.prompts, np.abs(table.sums).sum(axis=1).tolist())
 
 
 # --- small formulas ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,319 @@
+"""Who labelled what, how sure they were, and how far labelers agree: with each other, with themselves, with gold.
+
+The first judgment of a comparison is the label; further ones measure agreement. A pair counts as agreement when both
+prefer the same response; even verdicts (p = 1/2, as for two identical texts) and pairs of equal gold are left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final
+
+from cai.labelers.statistics import both_orders, first_judgments
+from cai.report.agreement import Agreement, Estimator, human_ceiling
+from cai.report.runs import Run, by_arm
+from cai.report.statistics import Bootstrap, Estimate, wilson
+from cai.types import Judgment, Pair
+
+__all__ = ["ArmLabels", "Labels", "Position", "PrincipleUse", "read_labels"]
+
+NUM_BARS: Final = 20  # of the histogram of label probabilities
+
+Key = tuple[str, int, int]  # comparison id and the two responses
+Rows = dict[int, list[tuple[str, float]]]  # per seed: (prompt id, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The AI labeler asked in both orders: bias before averaging, and what averaging does to being right.
+
+    `same_position` is the share of questions where the same position wins in both orders; `shown_first` the mean
+    probability of what is shown first (1/2 without bias); `after` the mean averaged probability of the response that
+    was sampled first (1/2 without bias). `one_order` and `averaged` are agreement with gold.
+    """
+
+    same_position: Estimate
+    shown_first: Estimate
+    after: Estimate | None
+    one_order: Estimate | None
+    averaged: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipleUse:
+    """How often a principle decided, and how decidedly (mean distance of p from 1/2)."""
+
+    principle: str
+    num: int
+    margin: Estimate
+    gold: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmLabels:
+    """The labels of one arm over its seeds."""
+
+    arm: str
+    labeler: str
+    num_comparisons: int
+    num_labelled: int
+    num_pairs: int
+    num_even: int
+    abstained: dict[str, int]
+    num_people: int
+    margin: Estimate | None
+    gold: Agreement | None
+    people: Agreement | None
+    ceiling: float | None
+    position: Position | None
+    principles: tuple[PrincipleUse, ...]
+    histogram: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """All arms' labels, and the agreement of every two arms on the comparisons they share."""
+
+    arms: tuple[ArmLabels, ...]
+    between: tuple[Agreement, ...]
+    has_gold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One arm in one seed: judgments, the prompt of each comparison, and what is known of gold: differences by pair
+    from whoever labelled by gold, or else the (agreement, number of pairs) that the label stage counted itself.
+    """
+
+    judgments: list[Judgment]
+    prompts: dict[str, str]
+    gold: dict[Key, float]
+    counted: tuple[float, int] | None
+
+    def labels(self) -> Iterator[tuple[Key, float]]:
+        """The label of every pair: probability of the pair's first response."""
+        for judgment in first_judgments(self.judgments).values():
+            for pair in judgment.pairs:
+                yield _key(judgment, pair), pair.p
+
+    def prompt(self, key: Key) -> str:
+        """What the bootstrap resamples."""
+        return self.prompts.get(key[0], key[0])
+
+
+def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
+    """What the label stages of all runs wrote; None when no run has labels."""
+    labelled = [run for run in runs if "label" in run.outputs]
+    judgments = {run.folder: run.outputs["label"].records("judgments.jsonl", Judgment) or [] for run in labelled}
+    gold: dict[str, dict[Key, float]] = defaultdict(dict)
+    prompts: dict[str, dict[str, str]] = {}
+    for run in labelled:
+        sampled = _sampled(run)
+        gold[sampled] |= _gold(judgments[run.folder])
+        if sampled not in prompts:
+            prompts[sampled] = _prompts(run)
+    arms = {
+        arm: {
+            run.seed: _Judged(judgments[run.folder], prompts[_sampled(run)], gold[_sampled(run)], _counted(run))
+            for run in own
+        }
+        for arm, own in by_arm(labelled).items()
+    }
+    if not arms:
+        return None
+    estimator = Estimator(bootstrap, _prompts_by_seed(arms.values()))
+    between = [_between(a, b, arms[a], arms[b], estimator) for a, b in combinations(arms, 2)]
+    found = tuple(_arm(arm, judged, estimator) for arm, judged in arms.items())
+    return Labels(found, tuple(b for b in between if b is not None), any(arm.gold for arm in found))
+
+
+def _sampled(run: Run) -> str:
+    """Which comparisons the run's labels are about."""
+    return run.outputs["sample"].fingerprint if "sample" in run.outputs else f"{run.folder}"
+
+
+def _prompts(run: Run) -> dict[str, str]:
+    """Prompt id by comparison id."""
+    rows = run.outputs["sample"].rows("comparisons.jsonl") if "sample" in run.outputs else None
+    return {row["id"]: row["prompt"]["id"] for row in rows or ()}
+
+
+def _prompts_by_seed(arms: Iterable[Mapping[int, _Judged]]) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = defaultdict(set)
+    for judged in arms:
+        for seed, one in judged.items():
+            found[seed].update(one.prompts.values())
+    return found
+
+
+def _gold(judgments: Sequence[Judgment]) -> dict[Key, float]:
+    """Gold differences (first - second) by pair, from evidence rows with a `gold` pair."""
+    found: dict[Key, float] = {}
+    for judgment in judgments:
+        for row in judgment.evidence:
+            if "gold" in row:
+                pair: Any = row["pair"]
+                gold: Any = row["gold"]
+                found[(judgment.comparison_id, pair[0], pair[1])] = gold[0] - gold[1]
+    return found
+
+
+def _counted(run: Run) -> tuple[float, int] | None:
+    """What label.json says of agreement with gold."""
+    gold = (run.outputs["label"].json("label.json") or {}).get("gold")
+    return (gold["agreement"], gold["num_pairs"]) if gold and gold["agreement"] is not None else None
+
+
+def _key(judgment: Judgment, pair: Pair) -> Key:
+    return judgment.comparison_id, pair.first, pair.second
+
+
+# --- one arm ----------------------------------------------------------------------------------------------------------
+
+
+def _arm(arm: str, judged: Mapping[int, _Judged], estimator: Estimator) -> ArmLabels:
+    first = [j for one in judged.values() for j in first_judgments(one.judgments).values()]
+    p = [pair.p for judgment in first for pair in judgment.pairs]
+    abstained: dict[str, int] = defaultdict(int)
+    for judgment in first:
+        if judgment.abstained:
+            abstained[judgment.abstained] += 1
+    people = _people(judged, estimator)
+    return ArmLabels(
+        arm=arm,
+        labeler=", ".join(sorted({j.labeler for j in first})),
+        num_comparisons=len(first),
+        num_labelled=sum(bool(j.pairs) for j in first),
+        num_pairs=len(p),
+        num_even=sum(x == 0.5 for x in p),
+        abstained=dict(sorted(abstained.items())),
+        num_people=len({j.person for one in judged.values() for j in one.judgments}),
+        margin=estimator.mean(
+            {s: [(one.prompt(k), abs(x - 0.5)) for k, x in one.labels()] for s, one in judged.items()}
+        ),
+        gold=estimator.agreement(arm, "gold", {s: list(_against_gold(one)) for s, one in judged.items()})
+        or _counted_agreement(arm, {s: one.counted for s, one in judged.items() if one.counted}),
+        people=people,
+        ceiling=human_ceiling(people.raw.value) if people else None,
+        position=_position(judged, estimator),
+        principles=tuple(_principles(judged, estimator)),
+        histogram=_histogram(p),
+    )
+
+
+def _against_gold(one: _Judged) -> Iterator[tuple[str, bool, bool]]:
+    """(prompt, label prefers the first response, gold prefers it)."""
+    for key, p in one.labels():
+        difference = one.gold.get(key, 0.0)
+        if p != 0.5 and difference != 0:
+            yield one.prompt(key), p > 0.5, difference > 0
+
+
+def _counted_agreement(arm: str, counted: Mapping[int, tuple[float, int]]) -> Agreement | None:
+    """Agreement with gold where only the count is known: Wilson's interval, no kappa."""
+    num = sum(n for _, n in counted.values())
+    if not num:
+        return None
+    value = sum(rate * n for rate, n in counted.values()) / num
+    low, high = wilson(value * num, num)
+    raw = Estimate(value, low, high, num, num, {s: rate for s, (rate, _) in counted.items()}, "wilson")
+    return Agreement(arm, "gold", raw, None, None)
+
+
+def _people(judged: Mapping[int, _Judged], estimator: Estimator) -> Agreement | None:
+    """Agreement of the first two people who judged the same pair."""
+    rows = {}
+    for seed, one in judged.items():
+        given: dict[Key, list[float]] = defaultdict(list)
+        for judgment in one.judgments:
+            for pair in judgment.pairs:
+                given[_key(judgment, pair)].append(pair.p)
+        rows[seed] = [
+            (one.prompt(k), ps[0] > 0.5, ps[1] > 0.5) for k, ps in given.items() if len(ps) > 1 and 0.5 not in ps[:2]
+        ]
+    return estimator.agreement("person", "person", rows)
+
+
+def _position(judged: Mapping[int, _Judged], estimator: Estimator) -> Position | None:
+    same: Rows = defaultdict(list)
+    shown: Rows = defaultdict(list)
+    after: Rows = defaultdict(list)
+    single: Rows = defaultdict(list)
+    averaged: Rows = defaultdict(list)
+    for seed, one in judged.items():
+        for judgment in first_judgments(one.judgments).values():
+            prompt = one.prompts.get(judgment.comparison_id, judgment.comparison_id)
+            for row, other in both_orders(judgment):
+                p, q = row["p"], other["p"]
+                same[seed].append((prompt, float((p - 0.5) * (q - 0.5) > 0)))
+                shown[seed] += [(prompt, p), (prompt, q)]
+                difference = one.gold.get((judgment.comparison_id, *row["pair"]), 0.0)
+                first = row["shown"][0] == row["pair"][0]
+                mean = (p + 1 - q) / 2 if first else (q + 1 - p) / 2
+                after[seed].append((prompt, mean))
+                if difference != 0:
+                    right = difference > 0
+                    single[seed] += [(prompt, _right(p, right == first)), (prompt, _right(q, right != first))]
+                    averaged[seed].append((prompt, _right(mean, right)))
+    bias, preference = estimator.mean(same), estimator.mean(shown)
+    if bias is None or preference is None:
+        return None
+    rest = [estimator.mean(rows) for rows in (after, single, averaged)]
+    return Position(bias, preference, *rest)
+
+
+def _right(p: float, should_prefer: bool) -> float:
+    return 0.5 if p == 0.5 else float((p > 0.5) == should_prefer)
+
+
+def _principles(judged: Mapping[int, _Judged], estimator: Estimator) -> Iterator[PrincipleUse]:
+    """Each principle's own verdicts: its answers averaged over orders, before principles are averaged."""
+    margins: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
+    hits: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
+    for seed, one in judged.items():
+        for judgment in first_judgments(one.judgments).values():
+            for principle, key, p in _verdicts(judgment):
+                margins[principle][seed].append((one.prompt(key), abs(p - 0.5)))
+                if one.gold.get(key, 0.0) != 0:
+                    hits[principle][seed].append((one.prompt(key), _right(p, one.gold[key] > 0)))
+    for principle in sorted(margins):
+        margin = estimator.mean(margins[principle])
+        if margin is not None:
+            yield PrincipleUse(principle, margin.num, margin, estimator.mean(hits[principle]))
+
+
+def _verdicts(judgment: Judgment) -> Iterator[tuple[str, Key, float]]:
+    """(principle, pair, p of the pair's first response) with the orders averaged."""
+    asked: dict[tuple[str, Key], list[float]] = defaultdict(list)
+    for row in judgment.evidence:
+        p: Any = row.get("p")
+        pair: Any = row.get("pair")
+        shown: Any = row.get("shown")
+        if p is not None and shown is not None and "principle" in row:
+            key = (judgment.comparison_id, pair[0], pair[1])
+            asked[(str(row["principle"]), key)].append(p if shown[0] == pair[0] else 1 - p)
+    for (principle, key), answers in asked.items():
+        yield principle, key, sum(answers) / len(answers)
+
+
+def _histogram(p: Sequence[float]) -> tuple[int, ...]:
+    bars = [0] * NUM_BARS
+    for x in p:
+        bars[min(int(x * NUM_BARS), NUM_BARS - 1)] += 1
+    return tuple(bars)
+
+
+def _between(
+    a: str, b: str, judged_a: Mapping[int, _Judged], judged_b: Mapping[int, _Judged], estimator: Estimator
+) -> Agreement | None:
+    """Two arms' labels on the same pairs of the same seed."""
+    rows = {}
+    for seed in sorted(judged_a.keys() & judged_b.keys()):
+        other = dict(judged_b[seed].labels())
+        rows[seed] = [
+            (judged_a[seed].prompt(key), p > 0.5, other[key] > 0.5)
+            for key, p in judged_a[seed].labels()
+            if p != 0.5 and other.get(key, 0.5) != 0.5
+        ]
+    return estimator.agreement(a, b, rows)

@@ -1,0 +1,139 @@
+"""From a `Report` to HTML: the Jinja environment, its filters, and the few table shapes that templates cannot make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cai.report import words
+from cai.report.measures import Column, Difference
+from cai.report.runs import by_arm
+from cai.report.training import Cost
+
+if TYPE_CHECKING:
+    from cai.report.page import Report
+
+__all__ = ["render"]
+
+GLYPHS: Final = "●■◆▲▼✚✖◀▶⬟"  # the markers of `plots.MARKERS`, in their order
+_MAX_MAIN: Final = 9  # columns of the main table; further ones go under it
+
+# Control characters and marks that turn the direction of text: shown, never obeyed.
+_VISIBLE: Final = {c: chr(0x2400 + c) for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(
+    [0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\u2423"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceRow:
+    """One comparison of the differences table: cells in the order of the columns, None where there is no figure."""
+
+    first: str
+    second: str
+    cells: tuple[Difference | None, ...]
+
+
+def render(report: "Report", pictures: Mapping[str, str]) -> str:
+    """The whole page. Everything but `pictures` is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": words.figure,
+        "interval": words.interval,
+        "signed_parts": words.signed_parts,
+        "plain": words.plain,
+        "duration": _duration,
+        "compact": _compact,
+        "visible": lambda text: str(text).translate(_VISIBLE),
+    }
+    shown = [c for c in report.measures.columns if any(c.name in f for f in report.measures.figures.values())]
+    main, further = _split(shown)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        pictures={name: Markup(svg) for name, svg in pictures.items()},
+        main=main,
+        further=further,
+        differences=_difference_rows(report, main),
+        subtitle=_subtitle(report),
+        costs=_cost_groups(report),
+        glyphs=GLYPHS,
+        label_counts=_label_counts(report),
+        ceilings={arm.arm: arm.ceiling for arm in report.labels.arms} if report.labels else {},
+        reward_tags=list(dict.fromkeys(tag for model in report.reward_models for tag in model.by_tag)),
+        curve_names=list(dict.fromkeys(c.name for lines in report.curves.values() for c in lines)),
+        stage_names=list(dict.fromkeys(stage for run in report.runs for stage in run.outputs)),
+    )
+
+
+def _split(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+    """What the main table shows, and what comes under it: known columns are known to matter."""
+    from cai.report.measures import KNOWN
+
+    known = [c for c in columns if c.name in KNOWN]
+    other = [c for c in columns if c.name not in KNOWN]
+    main = known if len(known) > 3 else (known + other)[:_MAX_MAIN]  # a scorer with names of its own
+    return main, [c for c in columns if c not in main]
+
+
+def _difference_rows(report: "Report", columns: Sequence[Column]) -> list[DifferenceRow]:
+    compared = dict.fromkeys((d.first, d.second) for d in report.measures.differences)
+    return [DifferenceRow(a, b, tuple(report.measures.difference(a, b, c.name) for c in columns)) for a, b in compared]
+
+
+def _subtitle(report: "Report") -> list[str]:
+    """What was compared, in a few figures."""
+    seeds = sorted({run.seed for run in report.runs})
+    parts = [f"{len(by_arm(report.runs))} arm{'s'[: len(by_arm(report.runs)) != 1]}"]
+    parts.append(f"{len(seeds)} seed{'s'[: len(seeds) != 1]} ({', '.join(map(str, seeds))})")
+    lengths = [f["length"] for f in report.measures.figures.values() if "length" in f]
+    if lengths:
+        most = max(lengths, key=lambda e: e.num)
+        parts.append(f"{words.plain(most.num, 0)} responses per policy to {words.plain(most.num_prompts, 0)} prompts")
+    names = dict.fromkeys(used.constitution.name for used in report.constitutions)
+    if names:
+        parts.append(f"constitution {words.joined(list(names))}")
+    return parts
+
+
+def _label_counts(report: "Report") -> str:
+    """Whether the arms got the same number of labels: a comparison of labelers needs that."""
+    counts = {a.arm: a.num_labelled for a in report.labels.arms} if report.labels else {}
+    if len(counts) < 2:
+        return ""
+    if len(set(counts.values())) == 1:
+        return "All arms have the same number of labels."
+    listed = words.joined([f"{arm} {words.plain(n, 0)}" for arm, n in counts.items()])
+    return f"The arms do not have the same number of labels: {listed}."
+
+
+def _cost_groups(report: "Report") -> list[tuple[str, list[Cost]]]:
+    """Costs by who shares them: everybody first, then each set of arms."""
+    everybody = tuple(sorted(by_arm(report.runs)))
+    groups: dict[tuple[str, ...], list[Cost]] = {}
+    for cost in report.costs:
+        groups.setdefault(cost.arms, []).append(cost)
+    order = sorted(groups, key=lambda arms: (arms != everybody, -len(arms), arms))
+    return [("All arms" if arms == everybody and len(arms) > 1 else words.joined(arms), groups[arms]) for arms in order]
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    from cai.progress import duration
+
+    return duration(seconds)
+
+
+def _compact(value: float) -> str:
+    """A count or an amount of work in three digits: 12.3 M, 4.56e15 as 4.56 P."""
+    for factor, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}\u202f{letter}"
+    return f"{value:.3g}"

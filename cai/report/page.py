@@ -1,0 +1,245 @@
+"""`write_report`: run folders in, one self-contained report.html and the same figures as report.json out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cai.records import to_json, write_json, write_text
+from cai.report import plots
+from cai.report.labels import Labels, read_labels
+from cai.report.limits import absences, limits
+from cai.report.measures import PRIMARY, Measures, WinRate, measure, win_rates
+from cai.report.plots import Curve, Point
+from cai.report.runs import Policy, Run, policies_of, read_runs
+from cai.report.samples import Card, Revised, UsedConstitution, constitutions, revisions, sample_sheet
+from cai.report.statistics import Bootstrap
+from cai.report.training import Cost, RewardModel, costs, over_optimisation, reward_models, rl_curves
+from cai.report.words import findings, label_findings
+
+__all__ = ["Report", "gather", "write_report"]
+
+_SEED: Final = 0  # of the bootstrap and of what is drawn to be shown; stated on the page
+_RATES: Final = ("harmful_compliance", "helpful", "over_refusal", "evasive_share")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the page says, before it is laid out. Whatever the runs did not do is empty, None, or in `absent`."""
+
+    title: str
+    notice: str
+    seed: int
+    num_draws: int
+    findings: tuple[tuple[str, str], ...]
+    runs: tuple[Run, ...]
+    policies: tuple[Policy, ...]
+    series: dict[str, int]
+    measures: Measures
+    win_rates: tuple[WinRate, ...]
+    labels: Labels | None
+    reward_models: tuple[RewardModel, ...]
+    curves: dict[str, list[Curve]]
+    over_optimisation: dict[str, list[Curve]]
+    samples: tuple[Card, ...]
+    constitutions: tuple[UsedConstitution, ...]
+    revisions: tuple[Revised, ...]
+    costs: tuple[Cost, ...]
+    limits: tuple[str, ...]
+    absent: dict[str, str]
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Compare finished runs; returns the path of report.html, beside which report.json has every figure.
+
+    `runs` are run folders (with a run.json). Runs are grouped into arms over their seeds; a part that no run has is
+    left out, and the page says so. Raises DataError for a folder that is no run, or files that are not as they should.
+    """
+    from cai.report.layout import render
+
+    report = gather(runs)
+    write_json(output / "report.json", as_json(report))
+    write_text(output / "report.html", render(report, _pictures(report)))
+    return output / "report.html"
+
+
+def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
+    """Read runs and compute every figure of the report."""
+    runs = read_runs(folders)
+    policies = policies_of(runs)
+    series = _series(runs, policies)
+    bootstrap = Bootstrap(num_draws=num_draws, seed=_SEED)
+    measures = measure(policies, bootstrap)
+    rates = win_rates(runs, policies, bootstrap)
+    labels = read_labels(runs, bootstrap)
+    rewards = reward_models(runs, bootstrap)
+    proxies = over_optimisation(runs, series)
+    return Report(
+        title=_title(policies),
+        notice=_notice(runs),
+        seed=_SEED,
+        num_draws=num_draws,
+        findings=(*findings(policies, measures, rates), *label_findings(labels, rewards)),
+        runs=tuple(runs),
+        policies=tuple(policies),
+        series=series,
+        measures=measures,
+        win_rates=tuple(rates),
+        labels=labels,
+        reward_models=tuple(rewards),
+        curves=rl_curves(runs, series),
+        over_optimisation=proxies,
+        samples=tuple(sample_sheet(policies, series, _SEED)),
+        constitutions=tuple(constitutions(runs)),
+        revisions=tuple(revisions(runs, _SEED)),
+        costs=tuple(costs(runs)),
+        limits=tuple(limits(runs, measures, labels, rates)),
+        absent=absences(runs, policies, measures),
+    )
+
+
+def _title(policies: Sequence[Policy]) -> str:
+    arms = [p.name for p in policies if p.kind == "policy"]
+    if len(arms) > 1:
+        return f"{' and '.join([', '.join(arms[:-1]), arms[-1]])} compared"
+    return f"{arms[0]}, step by step" if arms else "A run, step by step"
+
+
+def _notice(runs: Sequence[Run]) -> str:
+    """What the data sources want said first (`data.notice` in the configuration), once each."""
+    notices = []
+    for run in runs:
+        data = run.config.get("data") or {}
+        notices.append(data.get("notice") or (data.get("source") or {}).get("notice") or "")
+    return " ".join(dict.fromkeys(notice for notice in notices if notice))
+
+
+def _series(runs: Sequence[Run], policies: Sequence[Policy]) -> dict[str, int]:
+    """Colour and marker by policy or arm name: base 0, SL-CAI 1, arms from 2."""
+    fixed = {p.name: {"base": 0, "sl_cai": 1}[p.kind] for p in policies if p.kind != "policy"}
+    arms = dict.fromkeys([*(p.name for p in policies if p.kind == "policy"), *(run.arm for run in runs)])
+    return fixed | {arm: 2 + i % (len(plots.COLOURS) - 2) for i, arm in enumerate(arms)}
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _pictures(report: Report) -> dict[str, str]:
+    """SVG by name; a picture whose figures do not exist is left out."""
+    pictures = {}
+    rates = _rate_panels(report)
+    if rates:
+        pictures["rates"] = plots.dots(rates)
+    pareto = _pareto(report)
+    if pareto:
+        pictures["pareto"] = pareto
+    if report.win_rates:
+        pictures["wins"] = _win_picture(report)
+    if report.labels:
+        bars = {a.arm: (report.series[a.arm], a.histogram) for a in report.labels.arms}
+        pictures["labels"] = plots.histograms(bars)
+    reliable = {m.arm: (report.series[m.arm], m.bins) for m in report.reward_models if m.bins}
+    if reliable:
+        pictures["reliability"] = plots.reliability(reliable)
+    if report.curves:
+        pictures["curves"] = plots.curves(report.curves, x_label="update", columns=4)
+    if report.over_optimisation:
+        pictures["proxies"] = plots.curves(report.over_optimisation, x_label="√KL to SL-CAI", columns=2)
+    return pictures
+
+
+def _rate_panels(report: Report) -> dict[str, list[Point]]:
+    """The main rates, a panel each."""
+    panels = {}
+    for column in report.measures.columns:
+        if column.name in _RATES:
+            found = ((p.name, report.measures.figures[p.name].get(column.name)) for p in report.policies)
+            panels[column.label] = [Point(n, report.series[n], e) for n, e in found if e is not None]
+    return panels
+
+
+def _pareto(report: Report) -> str | None:
+    """Helpfulness against harmlessness (1 - harmful compliance), if both were measured."""
+    points = []
+    for policy in report.policies:
+        figures = report.measures.figures[policy.name]
+        if all(name in figures for name in PRIMARY):
+            harm, help_ = (figures[name] for name in PRIMARY)
+            points.append(Point(policy.name, report.series[policy.name], help_, harm.complement()))
+    if len(points) < 2:
+        return None
+    path = [(a.name, b.name) for a, b in _steps(report.policies)]
+    return plots.scatter(
+        points, x_label="helpful on benign prompts, %", y_label="harmless on harmful prompts, %", path=path
+    )
+
+
+def _steps(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
+    """Which policy was trained from which."""
+    order = {"base": "sl_cai", "sl_cai": "policy"}
+    return [
+        (a, b) for a in policies for b in policies if order.get(a.kind) == b.kind and (a.arm is None or a.arm == b.arm)
+    ]
+
+
+def _win_picture(report: Report) -> str:
+    panels: dict[str, list[Point]] = {}
+    for rate in report.win_rates:
+        point = Point(f"{rate.first} over {rate.second}", report.series[rate.first], rate.estimate)
+        panels.setdefault(f"By {'the ' if rate.judge != 'gold' else ''}{rate.judge}, %", []).append(point)
+    return plots.dots(panels, marks=dict.fromkeys(panels, 0.5))
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain JSON: every figure with its interval, without pictures and layout."""
+    plain: dict[str, Any] = {
+        "title": report.title,
+        "notice": report.notice,
+        "bootstrap": {"seed": report.seed, "num_draws": report.num_draws, "level": 0.95},
+        "findings": [list(pair) for pair in report.findings],
+        "policies": [_policy_json(p) for p in report.policies],
+        "measures": to_json(report.measures),
+        "win_rates": [to_json(r) for r in report.win_rates],
+        "labels": to_json(report.labels) if report.labels else None,
+        "reward_models": [to_json(m) for m in report.reward_models],
+        "curves": {t: [to_json(c) for c in lines] for t, lines in report.curves.items()},
+        "over_optimisation": {t: [to_json(c) for c in lines] for t, lines in report.over_optimisation.items()},
+        "samples": [to_json(c) for c in report.samples],
+        "constitutions": [_constitution_json(c) for c in report.constitutions],
+        "revisions": [to_json(r) for r in report.revisions],
+        "costs": [to_json(c) for c in report.costs],
+        "limits": list(report.limits),
+        "absent": report.absent,
+        "runs": [_run_json(r) for r in report.runs],
+    }
+    return plain
+
+
+def _policy_json(policy: Policy) -> dict[str, Any]:
+    return {"name": policy.name, "kind": policy.kind, "arm": policy.arm, "seeds": sorted(policy.evaluations)}
+
+
+def _constitution_json(used: UsedConstitution) -> dict[str, Any]:
+    constitution = used.constitution
+    return {
+        "arms": list(used.arms),
+        "name": constitution.name,
+        "sha256": constitution.sha256,
+        "principles": [to_json(p) for p in constitution.principles],
+        "templates": used.templates,
+    }
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    stages: Mapping[str, str] = {name: output.fingerprint for name, output in run.outputs.items()}
+    return {
+        "name": run.folder.name,
+        "arm": run.arm,
+        "seed": run.seed,
+        "command": run.command,
+        "fingerprints": dict(stages),
+        "versions": run.versions,
+    }

@@ -1,0 +1,275 @@
+"""The report's figures: matplotlib SVG that takes its colours and fonts from the page, so that dark mode is no matter.
+
+Every colour is drawn as a marker value and replaced by a CSS variable. Nothing in here computes a figure.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cai.report.statistics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Curve", "Point", "curves", "dots", "histograms", "reliability", "scatter"]
+
+# Marker colours; `series` of a policy indexes COLOURS and MARKERS. The page defines the variables for light and dark.
+_INK: Final = "#010101"
+_MUTED: Final = "#020202"
+_GRID: Final = "#030303"
+_PAPER: Final = "#040404"
+COLOURS: Final = tuple(f"#0500{k:02x}" for k in range(10))
+MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
+_VARIABLES: Final = {_INK: "--ink", _MUTED: "--muted", _GRID: "--rule", _PAPER: "--paper"} | {
+    colour: f"--series-{k}" for k, colour in enumerate(COLOURS)
+}
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy's (or arm's) place in a figure: its name, series, and one or two estimates."""
+
+    name: str
+    series: int
+    x: Estimate
+    y: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line: an arm in one seed. `x` and `y` have the same length."""
+
+    name: str
+    series: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def dots(
+    panels: Mapping[str, Sequence[Point]], *, factor: float = 100.0, marks: Mapping[str, float] | None = None
+) -> str:
+    """Side by side, one panel per measure: a dot with its interval for every name, in rows that the panels share.
+
+    `marks` puts a line at a value in the panel of that name (50 % of a win rate).
+    """
+    rows = list(dict.fromkeys(point.name for points in panels.values() for point in points))
+
+    def draw(axes: "Sequence[Axes]") -> None:
+        for ax, (title, points) in zip(axes, panels.items(), strict=True):
+            for point in points:
+                y = rows.index(point.name)
+                _bar(ax, point.x, y, factor, point.series)
+            if marks and title in marks:
+                ax.axvline(marks[title] * factor, color=_MUTED, linewidth=0.8, dashes=(3, 3))
+            ax.set(title=title, ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows)
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", labelcolor=_INK)
+            top = max(p.x.high for p in points) * factor
+            ax.set_xlim(-0.02 * factor, (1.02 if factor == 100.0 else 1.1) * (100 if factor == 100.0 else top))
+            ax.spines["left"].set_visible(False)
+
+    return _svg(draw, columns=len(panels), height=0.62 + 0.27 * len(rows), share_y=True)
+
+
+def _bar(ax: "Axes", estimate: Estimate, y: float, factor: float, series: int) -> None:
+    colour = COLOURS[series]
+    ax.plot([estimate.low * factor, estimate.high * factor], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+    ax.plot(estimate.value * factor, y, MARKERS[series], color=colour, markersize=5.5, markeredgecolor=_PAPER)
+
+
+def scatter(points: Sequence[Point], *, x_label: str, y_label: str, path: Sequence[tuple[str, str]]) -> str:
+    """Two rates against each other, with both intervals, each seed as a small dot; `path` joins names by thin lines."""
+
+    def draw(axes: "Sequence[Axes]") -> None:
+        (ax,) = axes
+        place = {p.name: p for p in points}
+        for a, b in path:
+            if a in place and b in place:
+                ends = place[a], place[b]
+                ax.plot(*zip(*(_xy(p) for p in ends), strict=True), color=_GRID, linewidth=1.2, zorder=1)
+        for point in points:
+            x, y = _xy(point)
+            assert point.y is not None
+            colour = COLOURS[point.series]
+            ax.plot([point.x.low * 100, point.x.high * 100], [y, y], color=colour, linewidth=1.6)
+            ax.plot([x, x], [point.y.low * 100, point.y.high * 100], color=colour, linewidth=1.6)
+            for seed in point.x.per_seed.keys() & point.y.per_seed.keys():
+                seed_xy = point.x.per_seed[seed] * 100, point.y.per_seed[seed] * 100
+                ax.plot(*seed_xy, MARKERS[point.series], color=colour, markersize=2.5, alpha=0.55, zorder=2)
+            ax.plot(x, y, MARKERS[point.series], color=colour, markersize=7, markeredgecolor=_PAPER, zorder=3)
+        for name, offset in _label_places([(p.name, *_xy(p)) for p in points]).items():
+            ax.annotate(name, _xy(place[name]), xytext=offset, textcoords="offset points", va="center",
+                        ha="left" if offset[0] > 0 else "right", fontweight="bold",
+                        color=COLOURS[place[name].series])  # fmt: skip
+        ax.set(xlim=(-2, 104), ylim=(-2, 104), xlabel=x_label, ylabel=y_label)
+        ax.set_aspect("equal")
+
+    return _svg(draw, columns=1, height=4.3, width=4.9)
+
+
+def _xy(point: Point) -> tuple[float, float]:
+    assert point.y is not None
+    return point.x.value * 100, point.y.value * 100
+
+
+def _label_places(points: Sequence[tuple[str, float, float]]) -> dict[str, tuple[float, float]]:
+    """An offset for each label, away from labels already there (greedy, in units of about one text line)."""
+    places: dict[str, tuple[float, float]] = {}
+    taken: list[tuple[float, float]] = []
+    for name, x, y in points:
+        sides = (11, -11) if x < 75 else (-11, 11)
+        options = [(side, up) for up in (9, -9, 22, -22, 35, -35) for side in sides]
+        free = [o for o in options if all(abs(x + o[0] - u) > 24 or abs(y + o[1] / 2.6 - v) > 5 for u, v in taken)]
+        places[name] = (free or options)[0]
+        taken.append((x + places[name][0], y + places[name][1] / 2.6))
+    return places
+
+
+def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, columns: int) -> str:
+    """Small multiples: one panel per quantity; each seed a thin line, the mean over an arm's seeds a thick one."""
+
+    def draw(axes: "Sequence[Axes]") -> None:
+        for ax, (title, lines) in zip(axes, panels.items(), strict=False):
+            for name in dict.fromkeys(line.name for line in lines):
+                own = [line for line in lines if line.name == name]
+                colour = COLOURS[own[0].series]
+                for line in own if len(own) > 1 else ():
+                    ax.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.4)
+                x, y = _mean_line(own)
+                ax.plot(x, y, color=colour, linewidth=1.7)
+                if y:
+                    ax.plot(x[-1], y[-1], MARKERS[own[0].series], color=colour, markersize=4.5)
+            ax.set(title=title)
+            ax.margins(x=0.03, y=0.08)
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        for ax in axes[max(0, len(panels) - columns) : len(panels)]:
+            ax.set_xlabel(x_label)
+
+    rows = -(-len(panels) // columns)
+    return _svg(draw, columns=columns, rows=rows, height=1.95 * rows + 0.25)
+
+
+def _mean_line(lines: Sequence[Curve]) -> tuple[list[float], list[float]]:
+    """The mean at each place along the lines, as far as all of them go."""
+    length = min(len(line.y) for line in lines)
+    mean = [[sum(getattr(line, a)[i] for line in lines) / len(lines) for i in range(length)] for a in ("x", "y")]
+    return mean[0], mean[1]
+
+
+def reliability(panels: Mapping[str, tuple[int, Sequence[Any]]]) -> str:
+    """Predicted against actual, one panel per reward model; bins are `agreement.Bin`s, dots grow with their counts."""
+
+    def draw(axes: "Sequence[Axes]") -> None:
+        for ax, (title, (series, bins)) in zip(axes, panels.items(), strict=True):
+            ax.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, dashes=(3, 3))
+            most = max(b.num for b in bins)
+            for b in bins:
+                colour = COLOURS[series]
+                ax.plot([b.predicted] * 2, [b.outcome_low, b.outcome_high], color=colour, linewidth=1.4)
+                size = 3 + 5 * (b.num / most) ** 0.5
+                ax.plot(b.predicted, b.outcome, MARKERS[series], color=colour, markersize=size, markeredgecolor=_PAPER)
+            ax.set(title=title, xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            ax.set(xlabel="predicted probability", aspect="equal")
+        axes[0].set_ylabel("labelled probability")
+
+    return _svg(draw, columns=len(panels), height=2.75, width=min(7.4, 2.75 * len(panels) + 0.3))
+
+
+def histograms(panels: Mapping[str, tuple[int, Sequence[int]]]) -> str:
+    """Shares of labels by probability, one panel per arm; each bar is 1 / (number of bars) wide."""
+
+    def draw(axes: "Sequence[Axes]") -> None:
+        for ax, (title, (series, bars)) in zip(axes, panels.items(), strict=True):
+            width, total = 1 / len(bars), max(1, sum(bars))
+            centres = [(k + 0.5) * width for k in range(len(bars))]
+            shares = [100 * n / total for n in bars]
+            ax.bar(centres, shares, width * 0.86, color=COLOURS[series], linewidth=0)
+            ax.set(title=title, xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="probability of the first response")
+            ax.grid(axis="x", visible=False)
+        axes[0].set_ylabel("% of labels")
+
+    return _svg(draw, columns=len(panels), height=2.0, width=min(7.4, 3.2 * len(panels)), share_y=True)
+
+
+# --- from matplotlib to the page --------------------------------------------------------------------------------------
+
+
+def _svg(
+    draw: "Callable[[Sequence[Axes]], None]",
+    *,
+    columns: int,
+    height: float,
+    rows: int = 1,
+    width: float = 7.4,
+    share_y: bool = False,
+) -> str:
+    """One <svg> element, the same bytes every time; sizes in inches."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with rc_context({**_STYLE, "svg.hashsalt": "cai"}):
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.08))
+        FigureCanvasSVG(figure)
+        axes = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
+        draw(list(axes.flat))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _for_page(buffer.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """Drop the XML head and fixed sizes, make ids unique to the picture, let the page's variables give the colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.S)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+    width = float(size[1]) if size else 532.8
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(
+        r'(<svg [^>]*?) width="[^"]*"', rf'\1 style="width:{width / 72 * 6.6:.1f}rem" aria-hidden="true"', svg, count=1
+    )
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return _unique_ids(svg)
+
+
+def _unique_ids(svg: str) -> str:
+    """Two pictures on one page must not share ids; a hash of the picture keeps them apart and stays the same."""
+    from hashlib import sha256
+
+    prefix = "f" + sha256(svg.encode()).hexdigest()[:8] + "-"
+    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\1{prefix}", svg)

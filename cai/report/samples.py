@@ -1,0 +1,162 @@
+"""Texts for the reader's own eyes, drawn at random by a stated seed: responses, steps of revision, constitutions."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from cai.constitution import Constitution, load
+from cai.records import digest_file, seed_of
+from cai.report.measures import KNOWN, scored_rows
+from cai.report.runs import Output, Policy, Run
+from cai.report.words import figure
+from cai.types import Prompt, Response, Revision, Turn
+
+__all__ = ["Card", "Mark", "Reply", "Revised", "UsedConstitution", "constitutions", "revisions", "sample_sheet"]
+
+_NUM_CARDS: Final = 8
+_NUM_REVISED: Final = 3
+Kind = Literal["good", "bad", "neutral"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the scorer says of one response, in a word or two."""
+
+    text: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One policy's response to a card's prompt."""
+
+    policy: str
+    series: int
+    text: str
+    finished: bool
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A prompt and what every policy answered."""
+
+    prompt_id: str
+    turns: tuple[Turn, ...]
+    tags: tuple[str, ...]
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """Every step of critique and revision of one prompt."""
+
+    arm: str | None
+    turns: tuple[Turn, ...]
+    steps: tuple[Revision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UsedConstitution:
+    """A constitution as a run used it; `templates` are hashes of the prompt templates beside it."""
+
+    arms: tuple[str, ...]
+    constitution: Constitution
+    templates: dict[str, str]
+
+
+def sample_sheet(policies: Sequence[Policy], series: Mapping[str, int], seed: int) -> list[Card]:
+    """Prompts drawn at random, as many from each tag, with the first response of every policy (of the first seed)."""
+    seeds = [set(policy.evaluations) for policy in policies]
+    common = set.intersection(*seeds) if seeds else set()
+    if not common:
+        return []
+    first = min(common)
+    run = next(run for run in policies[-1].runs if run.seed == first)
+    prompts = run.outputs["data"].records("evaluation.jsonl", Prompt) if "data" in run.outputs else None
+    replies = {p.name: _replies(p, series[p.name], p.evaluations[first]) for p in policies}
+    shared = [p for p in prompts or () if all(p.id in found for found in replies.values())]
+    return [
+        Card(p.id, p.turns, p.tags, tuple(replies[policy.name][p.id] for policy in policies))
+        for p in _drawn(shared, seed)
+    ]
+
+
+def _drawn(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """`_NUM_CARDS` prompts, one from each set of tags in turn."""
+    by_tags: dict[tuple[str, ...], list[Prompt]] = defaultdict(list)
+    for prompt in sorted(prompts, key=lambda p: seed_of(seed, "sample sheet", p.id)):
+        by_tags[prompt.tags].append(prompt)
+    queues = [by_tags[tags] for tags in sorted(by_tags)]
+    turns = [queue[i] for i in range(_NUM_CARDS) for queue in queues if i < len(queue)]
+    return sorted(turns[:_NUM_CARDS], key=lambda p: p.tags)
+
+
+def _replies(policy: Policy, series: int, output: Output) -> dict[str, Reply]:
+    """The first response to each prompt."""
+    scores = {row["response_id"]: row for row in scored_rows(output)}
+    replies: dict[str, Reply] = {}
+    for r in output.records("responses.jsonl", Response) or ():
+        marks = tuple(_marks(scores.get(r.id, {})))
+        replies.setdefault(r.prompt_id, Reply(policy.name, series, r.text, r.finished, marks))
+    return replies
+
+
+def _marks(row: Mapping[str, Any]) -> list[Mark]:
+    marks = []
+    for name, column in KNOWN.items():
+        value = row.get(name)
+        if value is None or name in ("length", "kl"):
+            continue
+        if column.unit != "%":
+            marks.append(Mark(f"{column.label.lower()} {figure(value, column.unit)}", "neutral"))
+        elif column.better == "higher" and name == "helpful":
+            marks.append(Mark("helpful", "good") if value else Mark("not helpful", "bad"))
+        elif value:
+            label = {"evasive_share": "evasive"}.get(name, column.label.lower())
+            marks.append(Mark(label, "good" if column.better == "higher" else "bad"))
+    return marks
+
+
+def revisions(runs: Sequence[Run], seed: int) -> list[Revised]:
+    """Prompts drawn at random with all their steps, from the first run of every different revise stage."""
+    found = []
+    seen: set[str] = set()
+    stages = {(run.outputs["revise"].fingerprint, run.seed) for run in runs if "revise" in run.outputs}
+    lowest = min((s for _, s in stages), default=0)
+    several = len({f for f, s in stages if s == lowest}) > 1
+    for run in runs:
+        output = run.outputs.get("revise")
+        if output is None or run.seed != lowest or output.fingerprint in seen:
+            continue
+        seen.add(output.fingerprint)
+        steps: dict[str, list[Revision]] = defaultdict(list)
+        for revision in output.records("revisions.jsonl", Revision) or ():
+            steps[revision.prompt.id].append(revision)
+        for name in sorted(steps, key=lambda p: seed_of(seed, "revisions", p))[:_NUM_REVISED]:
+            own = tuple(sorted(steps[name], key=lambda r: r.step))
+            found.append(Revised(run.arm if several else None, own[0].prompt.turns, own))
+    return found
+
+
+def constitutions(runs: Sequence[Run]) -> list[UsedConstitution]:
+    """The different constitutions that the runs used, from the copies in their folders."""
+    users: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if (run.folder / "constitution.yaml").is_file():
+            users[digest_file(run.folder / "constitution.yaml")].append(run)
+    return [
+        UsedConstitution(
+            tuple(dict.fromkeys(run.arm for run in own)),
+            load(str(own[0].folder / "constitution.yaml")),
+            _templates(own[0].folder / "prompts"),
+        )
+        for own in users.values()
+    ]
+
+
+def _templates(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}

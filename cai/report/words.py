@@ -1,0 +1,207 @@
+"""Numbers and findings in words, with their uncertainty and no more certainty than that."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from cai.report.labels import Labels
+from cai.report.measures import PRIMARY, Column, Difference, Measures, WinRate
+from cai.report.runs import Policy, pairs_of_arms
+from cai.report.statistics import Estimate
+from cai.report.training import RewardModel
+
+__all__ = [
+    "figure",
+    "findings",
+    "interval",
+    "joined",
+    "label_findings",
+    "plain",
+    "signed",
+    "signed_parts",
+    "verdict",
+    "with_interval",
+]
+
+_SPACE: Final = "\u202f"  # narrow, no break
+_MINUS: Final = "\u2212"
+_MARGIN: Final = 0.05  # rates whose difference is surely below this are called equal for practical purposes
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def plain(value: float, decimals: int) -> str:
+    """A number with a real minus sign and thousands set apart; never `-0.0`."""
+    text = f"{value:,.{decimals}f}".replace(",", _SPACE)
+    if text.startswith("-"):
+        text = _MINUS + text[1:]
+    return text[1:] if text.startswith(_MINUS) and not text.strip(_MINUS + "0.") else text
+
+
+def _scale(unit: str) -> tuple[float, int]:
+    """(factor, decimals) for showing a value of this unit."""
+    return {"%": (100.0, 1), "tokens": (1.0, 1)}.get(unit, (1.0, 2))
+
+
+def figure(value: float, unit: str, decimals: int | None = None) -> str:
+    """`71.3 %`, `12.0 tokens`, `1.47`."""
+    factor, usual = _scale(unit)
+    return plain(value * factor, usual if decimals is None else decimals) + (f"{_SPACE}{unit}" if unit else "")
+
+
+def interval(estimate: Estimate, unit: str, decimals: int | None = None) -> str:
+    """`[67.0, 75.2]`."""
+    factor, usual = _scale(unit)
+    places = usual if decimals is None else decimals
+    return f"[{plain(estimate.low * factor, places)}, {plain(estimate.high * factor, places)}]"
+
+
+def with_interval(estimate: Estimate, unit: str) -> str:
+    """`71 % [67, 75]`: a rate gets decimals only where its interval is narrower than 3 points."""
+    places = _places(estimate, unit)
+    return f"{figure(estimate.value, unit, places)} {interval(estimate, unit, places)}"
+
+
+def signed(estimate: Estimate, unit: str) -> str:
+    """A difference with its interval: `+3 points [-1, +6]`."""
+    value, bounds = signed_parts(estimate, unit, _places(estimate, unit))
+    name = {"%": "points"}.get(unit, unit)
+    return f"{value}{_SPACE + name if name else ''} {bounds}"
+
+
+def signed_parts(estimate: Estimate, unit: str, decimals: int | None = None) -> tuple[str, str]:
+    """(`+3.1`, `[-0.9, +7.2]`)."""
+    factor, usual = _scale(unit)
+    places = usual if decimals is None else decimals
+    value, low, high = (_sign(plain(v * factor, places)) for v in (estimate.value, estimate.low, estimate.high))
+    return value, f"[{low}, {high}]"
+
+
+def _places(estimate: Estimate, unit: str) -> int | None:
+    return 0 if unit == "%" and estimate.high - estimate.low >= 0.03 else None
+
+
+def _sign(text: str) -> str:
+    return text if text.startswith(_MINUS) or not text.strip("0.") else f"+{text}"
+
+
+def joined(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
+
+
+def findings(policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate]) -> list[tuple[str, str]]:
+    """(heading, sentences) on what the report's main figures say, in the order of the recipe."""
+    known = {c.name: c for c in measures.columns}
+    items = [(known[n].label, _course(known[n], policies, measures)) for n in PRIMARY if n in known]
+    side = [_level(known[n], policies, measures) for n in ("over_refusal", "evasive_share", "garbled") if n in known]
+    if any(side):
+        items.append(("Side effects", " ".join(s for s in side if s)))
+    for first, second in pairs_of_arms(policies):
+        items.append((f"{first.name} against {second.name}", _rivals(first, second, measures, rates)))
+    return [(heading, text) for heading, text in items if text]
+
+
+def _course(column: Column, policies: Sequence[Policy], measures: Measures) -> str:
+    """How a measure moved along the recipe: base, SL-CAI, then each arm."""
+    shown = {
+        p.name: with_interval(measures.figures[p.name][column.name], column.unit)
+        for p in policies
+        if column.name in measures.figures[p.name]
+    }
+    sentences = []
+    before: dict[str, list[Policy]] = {
+        "sl_cai": [p for p in policies if p.kind == "base"],
+        "policy": [p for p in policies if p.kind == "sl_cai"],
+    }
+    for policy in policies:
+        if policy.name not in shown:
+            continue
+        earlier = [p for p in before.get(policy.kind, ()) if p.name in shown and p.arm in (None, policy.arm)]
+        if not earlier:
+            sentences.append(f"{policy.name} is at {shown[policy.name]}.")
+            continue
+        found = measures.difference(policy.name, earlier[0].name, column.name)
+        sentences.append(_step(policy.name, earlier[0].name, shown[policy.name], column, found))
+    return " ".join(sentences)
+
+
+def _step(name: str, earlier: str, shown: str, column: Column, found: Difference | None) -> str:
+    if found is None:
+        return f"{name} is at {shown}."
+    change = signed(found.estimate, column.unit)
+    if not found.estimate.excludes_zero:
+        return f"{name} is at {shown}: no difference from {earlier} was detected ({change})."
+    verb = "raises" if found.estimate.value > 0 else "lowers"
+    return f"{name} {verb} it to {shown} (from {earlier}: {change})."
+
+
+def _level(column: Column, policies: Sequence[Policy], measures: Measures) -> str:
+    """The level of a side effect in the trained policies."""
+    at = [
+        f"{with_interval(found, column.unit)} with {p.name}"
+        for p in policies
+        if p.kind == "policy" and (found := measures.figures[p.name].get(column.name))
+    ]
+    return f"{column.label}: {joined(at)}." if at else ""
+
+
+def _rivals(first: Policy, second: Policy, measures: Measures, rates: Sequence[WinRate]) -> str:
+    """Two arms: the primary measures, paired, and who wins more often."""
+    known = {c.name: c for c in measures.columns}
+    parts = []
+    for name in PRIMARY:
+        found = measures.difference(first.name, second.name, name)
+        if found is not None:
+            column = known[name]
+            parts.append(f"{column.label} {signed(found.estimate, column.unit)}: {verdict(found, column)}.")
+    for rate in rates:
+        if {rate.first, rate.second} == {first.name, second.name}:
+            parts.append(_winner(rate))
+    return " ".join(parts)
+
+
+def verdict(found: Difference, column: Column) -> str:
+    """What a difference between two arms amounts to, in words."""
+    estimate = found.estimate
+    if not estimate.excludes_zero:
+        equal = column.unit == "%" and max(abs(estimate.low), abs(estimate.high)) < _MARGIN
+        return "no difference detected" + (", and one above 5 points is unlikely" if equal else "")
+    if column.better and (estimate.value > 0) == (column.better == "higher"):
+        words = f"in favour of {found.first}"
+    elif column.better:
+        words = f"in favour of {found.second}"
+    else:
+        words = "higher" if estimate.value > 0 else "lower"
+    return words if found.p_holm < 0.05 else f"{words}, but not after correction for the number of comparisons"
+
+
+def _winner(rate: WinRate) -> str:
+    judge = {"gold": "By the gold score"}.get(rate.judge, f"By the {rate.judge}")
+    shown = with_interval(rate.estimate, "%")
+    if rate.estimate.low <= 0.5 <= rate.estimate.high:
+        return f"{judge}, {rate.first} wins {shown} of prompts, ties counted half: no preference detected."
+    return f"{judge}, {rate.first} wins {shown} of prompts, ties counted half."
+
+
+def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> list[tuple[str, str]]:
+    """Agreement of labelers, the human ceiling, and the reward models beside it."""
+    parts = []
+    for found in labels.between if labels else ():
+        chance = f" (kappa {with_interval(found.kappa, '')})" if found.kappa else ""
+        parts.append(
+            f"The labels of {found.first} and {found.second} agree on {with_interval(found.raw, '%')} of pairs{chance}."
+        )
+    for arm in labels.arms if labels else ():
+        if arm.people is not None and arm.ceiling is not None:
+            parts.append(
+                f"Two people of {arm.arm} agree on {with_interval(arm.people.raw, '%')}, so that even the truth would "
+                f"match about {figure(arm.ceiling, '%', 0)} of their labels."
+            )
+    if rewards:
+        right = [f"{with_interval(m.accuracy, '%')} of the labels of {m.arm}" for m in rewards]
+        parts.append(f"On held-out pairs the reward model predicts {joined(right)}.")
+    return [("Labels and reward models", " ".join(parts))] if parts else []
