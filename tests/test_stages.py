@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import word_tokenizer
 from worlds import FunctionEngine, WordCount, data_folder, holds_when_cut, model_folder, noise, prompt, run
 
 from cai.errors import ConfigError, DataError
@@ -101,8 +102,11 @@ def test_sampling_goes_on_where_it_was_cut(data: Path, workdir: Path) -> None:
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
+CUT_OFF = ("one two three", "")
+
+
 class Models:
-    """A factory that gives each model folder an engine of its own, which doubts `-doubt` nats per text."""
+    """A factory that gives each model folder an engine of its own: a text costs a nat per token, and `doubt` more."""
 
     def __init__(self, **doubts: float) -> None:
         self.doubts = doubts
@@ -111,10 +115,11 @@ class Models:
     def __call__(self, *, model: str) -> FunctionEngine:
         """The engine of the folder `<name>/model`."""
         name = Path(model).parent.name
-        texts = ("one", "one two", "one two three", "")
+        texts = (" one", "one two", "one two three", "")
         self.engines[name] = FunctionEngine(
             reply=lambda asked, key: texts[int(4 * noise(key, name))],
-            logp=lambda asked, choice: -len(choice.split()) - self.doubts[name],
+            logp=lambda asked, choice: -len(choice.replace("<end>", " <end>").split()) - self.doubts[name],
+            cut_off=lambda text: text in CUT_OFF,
         )
         return self.engines[name]
 
@@ -125,8 +130,11 @@ def evaluate(models: Models, base: Path, **settings: Any) -> Evaluate:
 
 @pytest.fixture
 def folders(data: Path, workdir: Path) -> dict[str, Path]:
-    """Model folders that differ."""
-    return {name: model_folder(workdir / name, f'{{"x": "{name}"}}') for name in ("base", "sft", "rl")} | {"data": data}
+    """Model folders that differ, with tokenizers that say what ends a turn."""
+    found = {name: model_folder(workdir / name, f'{{"x": "{name}"}}') for name in ("base", "sft", "rl")}
+    for folder in found.values():
+        word_tokenizer().save_pretrained(folder / "model")
+    return {**found, "data": data}
 
 
 def test_evaluation_scores_every_response(folders: dict[str, Path], workdir: Path) -> None:
@@ -140,8 +148,10 @@ def test_evaluation_scores_every_response(folders: dict[str, Path], workdir: Pat
         n = len(response.text.split())
         assert (row["prompt_id"], row["response_id"]) == (response.prompt_id, response.id)
         assert (row["gold"], row["long"]) == (n, n if n > 1 else None)
-        assert row["logp"] == pytest.approx(-n - 0.25 if n else 0)
-        assert row["logp_reference"] == pytest.approx(-n - 1 if n else 0)
+        tokens = n + response.finished  # the end of the turn is one
+        assert row["logp"] == pytest.approx(-tokens - 0.25 if tokens else 0)
+        assert row["logp_reference"] == pytest.approx(-tokens - 1 if tokens else 0)
+        assert response.finished == (response.text not in CUT_OFF)
     assert {r.text for r in responses} == {"one", "one two", "one two three", ""}
     summary = read_json(workdir / "out" / "summary.json")
     num_texts = sum(bool(r.text) for r in responses)

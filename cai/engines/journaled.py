@@ -1,6 +1,7 @@
 """Generation that survives being killed: responses go to a journal as they finish."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cai.engines.base import Engine, EnginePrompt, Sampling, Usage
@@ -8,7 +9,7 @@ from cai.progress import progress
 from cai.records import Journal
 from cai.types import Response
 
-__all__ = ["cost_facts", "generate_journaled"]
+__all__ = ["cost_facts", "generate_journaled", "trimmed"]
 
 _BUFFER = 128  # texts per write and fsync
 
@@ -20,7 +21,7 @@ def generate_journaled(
     """One response per prompt, in order, going on from the journal at `path`.
 
     `keys[i]` seeds `prompts[i]` and is its response's id; `prompt_ids[i]` says what it answers and `model` who answers.
-    Texts lose the white space around them.
+    Texts are as the engine gave them; `trimmed` takes off the white space around them.
     """
     journal = Journal(path, Response)
     found = {response.id: response for response in journal.read()}
@@ -34,7 +35,7 @@ def generate_journaled(
             response = Response(
                 id=keys[generation.index],
                 prompt_id=prompt_ids[generation.index],
-                text=generation.text.strip(),
+                text=generation.text,
                 model=model,
                 num_tokens=generation.num_tokens,
                 finished=generation.finished,
@@ -47,6 +48,11 @@ def generate_journaled(
                 buffer = []
         journal.append(buffer)
     return [found[key] for key in keys]
+
+
+def trimmed(responses: Sequence[Response]) -> list[Response]:
+    """The responses without the white space around their texts, which is the chat template's business."""
+    return [replace(response, text=response.text.strip()) for response in responses]
 
 
 def cost_facts(usage: Usage) -> dict[str, float]:

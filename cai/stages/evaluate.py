@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled
+from cai.engines.journaled import cost_facts, generate_journaled, trimmed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.progress import progress
@@ -23,8 +23,8 @@ class Evaluate:
     """Writes responses.jsonl (Response), scores.jsonl (a row per response) and summary.json (means, all and by tag).
 
     A row has the scorer's columns (null where one does not apply), `num_tokens`, `finished`, and the log-probability of
-    the text (nats, without the end-of-turn token) under the model and under the reference. At temperature 1 the mean of
-    `logp - logp_reference` estimates KL(model || reference) per response without bias.
+    the response (nats, the end of the turn included where it ended) under the model and under the reference. At
+    temperature 1 the mean of `logp - logp_reference` estimates KL(model || reference) per response without bias.
     """
 
     version: ClassVar[int] = 1
@@ -56,7 +56,7 @@ class Evaluate:
         reference_engine = engine if same else self._factory(model=reference)
 
         asked = [prompt for prompt in prompts for _ in range(self._num_samples)]
-        responses = generate_journaled(
+        generated = generate_journaled(
             engine,
             [EnginePrompt(turns=prompt.turns) for prompt in asked],
             self._sampling,
@@ -67,8 +67,12 @@ class Evaluate:
             model=model_digest(model)[:12],
             title="respond",
         )
-        logps = _logps(engine, asked, responses, "log-probabilities")
-        under_reference = logps if same else _logps(reference_engine, asked, responses, "under the reference")
+        responses = trimmed(generated)
+        logps = _logps(engine, asked, generated, _end_of_turn(model), "log-probabilities")
+        under_reference = logps
+        if not same:
+            end = _end_of_turn(reference)
+            under_reference = _logps(reference_engine, asked, generated, end, "under the reference")
         columns = self._scorer.score(asked, [response.text for response in responses])
         rows = _rows(responses, columns, logps, under_reference)
         write_records(output / "responses.jsonl", responses)
@@ -82,17 +86,29 @@ class Evaluate:
         return {"num_responses": float(len(responses)), **means, **costs}
 
 
-def _logps(engine: Engine, prompts: Sequence[Prompt], responses: Sequence[Response], title: str) -> list[float]:
-    """Log-probability of each response's text after its prompt; an empty text is certain (0)."""
-    logps: list[float] = []
-    with progress(title, total=len(responses), unit="texts") as bar:
-        for start in range(0, len(responses), _CHUNK):
-            chunk = [i for i in range(start, min(start + _CHUNK, len(responses))) if responses[i].text]
+def _end_of_turn(model: str) -> str:
+    """The token, as text, with which the model ends an answer."""
+    from cai.models.loading import end_of_turn_id, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    return str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
+
+
+def _logps(
+    engine: Engine, prompts: Sequence[Prompt], responses: Sequence[Response], end_of_turn: str, title: str
+) -> list[float]:
+    """Log-probability of each response after its prompt; one that is empty and cut off is certain (0)."""
+    texts = [response.text + end_of_turn * response.finished for response in responses]
+    logps = [0.0] * len(texts)
+    asked = [index for index, text in enumerate(texts) if text]
+    with progress(title, total=len(asked), unit="texts") as bar:
+        for start in range(0, len(asked), _CHUNK):
+            chunk = asked[start : start + _CHUNK]
             scores = engine.choice_logprobs(
-                [EnginePrompt(turns=prompts[i].turns) for i in chunk], [(responses[i].text,) for i in chunk]
+                [EnginePrompt(turns=prompts[i].turns) for i in chunk], [(texts[i],) for i in chunk]
             )
-            found = {i: float(score[0]) for i, score in zip(chunk, scores, strict=True)}
-            logps += [found.get(i, 0.0) for i in range(start, min(start + _CHUNK, len(responses)))]
+            for index, score in zip(chunk, scores, strict=True):
+                logps[index] = float(score[0])
             bar.advance(len(chunk))
     return logps
 

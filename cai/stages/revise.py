@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 from cai.constitution import Constitution, Principle
 from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled
+from cai.engines.journaled import cost_facts, generate_journaled, trimmed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered, TextSlot
@@ -170,9 +170,10 @@ class _Run:
         ids = [self.prompts[index].id for index in asked]
         path = self.output / f"{name}.journal"
         keys = [f"{prompt_id}/{name}" for prompt_id in ids]
-        return generate_journaled(
+        texts = generate_journaled(
             self.engine, engine_prompts, sampling, path, seed=self.seed, keys=keys, prompt_ids=ids, model="", title=name
         )
+        return trimmed(texts)
 
     def fill(self, name: str, asked: Sequence[int], rendered: Sequence[Rendered], temperature: float) -> list[Response]:
         """Fill the only slot, a text slot, of every rendering; all of one template, so all slots are the same."""

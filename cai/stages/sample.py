@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cai.engines.base import EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled
+from cai.engines.journaled import cost_facts, generate_journaled, trimmed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.records import read_records, write_json, write_records
@@ -43,19 +43,18 @@ class Sample:
         model = inputs["sft"] / "model"
         engine = self._factory(model=str(model))
         asked = [prompt for prompt in prompts for _ in range(self._num_responses)]
-        responses = iter(
-            generate_journaled(
-                engine,
-                [EnginePrompt(turns=prompt.turns) for prompt in asked],
-                self._sampling,
-                output / "responses.journal",
-                seed=self._seed,
-                keys=[f"{prompt.id}/{number}" for prompt in prompts for number in range(self._num_responses)],
-                prompt_ids=[prompt.id for prompt in asked],
-                model=model_digest(str(model))[:12],
-                title="sample",
-            )
+        sampled = generate_journaled(
+            engine,
+            [EnginePrompt(turns=prompt.turns) for prompt in asked],
+            self._sampling,
+            output / "responses.journal",
+            seed=self._seed,
+            keys=[f"{prompt.id}/{number}" for prompt in prompts for number in range(self._num_responses)],
+            prompt_ids=[prompt.id for prompt in asked],
+            model=model_digest(model)[:12],
+            title="sample",
         )
+        responses = iter(trimmed(sampled))
         comparisons = [
             Comparison(id=p.id, prompt=p, responses=tuple(next(responses) for _ in range(self._num_responses)))
             for p in prompts
