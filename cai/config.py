@@ -34,7 +34,7 @@ from cai.errors import CaiError, ConfigError, unknown
 from cai.nodes import check_node
 from cai.paths import PACKAGE, folders, packaged
 
-__all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep", "sweep_folder"]
+__all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep", "sweep_plan"]
 
 
 @dataclass
@@ -163,7 +163,8 @@ def run_name(overrides: Sequence[str]) -> str:
     """
     parts = {key: value for key, _, value in (o.partition("=") for o in overrides)}
     experiment = parts.pop("experiment", "run")
-    rest = [f"{k}={v}" for k, v in sorted(parts.items()) if k not in ("out", "store", "num_threads", "name")]
+    where = ("out", "store", "num_threads", "name", "hydra")  # not what kind of run it is
+    rest = [f"{k}={v}" for k, v in sorted(parts.items()) if re.split(r"[./]", k)[0] not in where]
     name = re.sub(r"[^\w.,=+~@-]+", "_", "-".join([experiment, *rest]))
     return name if len(name) <= 80 else f"{name[:71]}-{sha256(name.encode()).hexdigest()[:8]}"
 
@@ -189,12 +190,16 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
-def sweep_folder(overrides: Sequence[str]) -> Path:
-    """Where the jobs of a sweep and the report about them go: `out/sweep-<name>`."""
+def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str]]:
+    """Where the jobs of a sweep and the report about them go (`out/sweep-<name>`), and the keys that are swept."""
     with _hydra():
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        try:
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+        except OverrideParseException as error:
+            raise ConfigError(_one_line(error, overrides)) from None
         fixed = _composed([str(o.input_line) for o in parsed if not o.is_sweep_override()]) or _composed([])
-    return Path(fixed["out"]).absolute() / f"sweep-{fixed['name'] or run_name(overrides)}"
+    folder = Path(fixed["out"]).absolute() / f"sweep-{fixed['name'] or run_name(overrides)}"
+    return folder, frozenset(o.get_key_element() for o in parsed if o.is_sweep_override())
 
 
 def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], object]) -> None:

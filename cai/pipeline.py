@@ -112,18 +112,18 @@ def line(name: str, entry: Entry) -> str:
     """One plain line about one step: cached or its seconds, tokens, and what it counted."""
     spent = "cached" if entry.cached else duration(entry.seconds)
     counts = [f"{key} {_number(value)}" for key, value in entry.facts.items() if not _is_cost(key)]
-    return f"{name:<16}{spent:>12}{tokens(entry):>14,} tokens   {', '.join(counts[:4])}".rstrip()
+    return f"{name:<20}{spent:>12}{tokens(entry):>14,} tokens   {', '.join(counts[:4])}".rstrip()
 
 
 def summary(entries: Mapping[str, Entry]) -> str:
     """The table at the end of a run: a row per step (seconds and tokens of its making), and the total of this run."""
-    rows = [f"{'step':<16}{'time':>12}{'tokens':>14}"]
+    rows = [f"{'step':<20}{'time':>12}{'tokens':>14}"]
     for name, entry in entries.items():
         how = "cached" if entry.cached else "computed"
-        rows.append(f"{name:<16}{duration(entry.seconds):>12}{tokens(entry):>14,}  {how}")
+        rows.append(f"{name:<20}{duration(entry.seconds):>12}{tokens(entry):>14,}  {how}")
     fresh = [entry for entry in _distinct(entries.values()) if not entry.cached]
     spent = duration(sum(entry.seconds for entry in fresh))
-    rows.append(f"{'this run':<16}{spent:>12}{sum(tokens(entry) for entry in fresh):>14,}")
+    rows.append(f"{'this run':<20}{spent:>12}{sum(tokens(entry) for entry in fresh):>14,}")
     return "\n".join(rows)
 
 

@@ -144,7 +144,7 @@ def test_sweep_makes_a_run_per_value_and_one_report(project: Path, capsys: pytes
     assert cli.main(["run", "-m", "seed=1,2", "revise.factor=3.0"]) == 0
     folder = project / "runs" / "sweep-run-revise.factor=3.0-seed=1,2"
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
-    names = ["run-revise.factor=3.0-seed=1", "run-revise.factor=3.0-seed=2"]
+    names = ["run-seed=1", "run-seed=2"]
     assert (folder / "report.html").read_text().splitlines() == [str(folder / name) for name in names]
     assert [read(folder / name / "run.json")["seed"] for name in names] == [1, 2]
 

@@ -38,13 +38,21 @@ class Prepared:
 
 def run(overrides: Sequence[str]) -> None:
     """Run the pipeline (every arm of it) and write the report; its path is the last line on stdout."""
-    print(_report(*_run(list(overrides), None)))
+    settings = config.compose(overrides)
+    folder = Path(settings.out).absolute() / (settings.name or config.run_name(overrides))
+    print(_report(_run(list(overrides), folder), folder))
 
 
 def sweep(overrides: Sequence[str]) -> None:
     """Run a job for each combination of the overrides' values, then write one report about all of them."""
-    folder = config.sweep_folder(overrides)
-    config.sweep(overrides, folder, lambda job: _run(job, folder))
+    folder, swept = config.sweep_plan(overrides)
+
+    def job(chosen: list[str]) -> None:
+        varied = [override for override in chosen if override.partition("=")[0] in swept]
+        print(f"--- job {' '.join(varied)}", flush=True)
+        _run(chosen, folder / config.run_name(varied))
+
+    config.sweep(overrides, folder, job)
     print(_report(_run_folders([folder]), folder))
 
 
@@ -53,11 +61,9 @@ def compare(runs: Sequence[str], output: str) -> None:
     print(_report(_run_folders([Path(run) for run in runs]), Path(output)))
 
 
-def _run(overrides: list[str], parent: Path | None) -> tuple[list[Path], Path]:
-    """Run every arm; returns their run folders and the folder that they are in. `parent` is the folder of a sweep."""
+def _run(overrides: list[str], folder: Path) -> list[Path]:
+    """Run every arm, each in its folder below `folder` (a single run in `folder` itself); returns the run folders."""
     settings = config.compose(overrides)
-    name = settings.name if settings.name and not parent else config.run_name(overrides)
-    folder = (parent or Path(settings.out).absolute()) / name
     # All arms are composed and built before the first one runs: a mistake in the last arm shows at once.
     arms = [_prepare(overrides, arm, more) for arm, more in settings.arms.items()] or [_prepare(overrides, None, [])]
     if settings.num_threads:
@@ -72,7 +78,7 @@ def _run(overrides: list[str], parent: Path | None) -> tuple[list[Path], Path]:
         finished[prepared.arm] = (arm_folder, prepared, _run_arm(prepared, arm_folder, store))
     for a, b in combinations(finished.values(), 2):
         _head_to_head(a, b, store)
-    return [arm_folder for arm_folder, _, _ in finished.values()], folder
+    return [arm_folder for arm_folder, _, _ in finished.values()]
 
 
 def _prepare(overrides: Sequence[str], arm: str | None, more: Sequence[str]) -> Prepared:
