@@ -9,7 +9,6 @@ file without gives one text. Values are inert: they are never template source, t
 family lists as `reserved` (turn headers, special tokens) are broken up where a value holds them.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,8 +19,8 @@ from cai import paths
 from cai.constitution import Principle
 from cai.engines.base import EnginePrompt
 from cai.errors import PromptError, unknown
+from cai.prompt_settings import Wording, read_settings
 from cai.records import fingerprint
-from cai.strict_yaml import Checker, Scalar, YamlProblem, parse_file
 from cai.templates import Templates
 from cai.types import Turn
 
@@ -95,18 +94,6 @@ class Rendered:
         return EnginePrompt(turns=self.turns, text="".join(text))
 
 
-@dataclass(frozen=True, slots=True)
-class _Wording:
-    """A principle as templates see it: every wording filled in."""
-
-    id: str
-    axis: str
-    statement: str
-    critique: str
-    revision: str
-    comparison: str
-
-
 class PromptFamily:
     """The templates in `./prompts/NAME/`, and, for files that are not there, in the shipped `prompts/NAME/`.
 
@@ -118,8 +105,8 @@ class PromptFamily:
         self.name = name
         self._paths = _find_files(name)
         self._sources = {file: _read(path) for file, path in self._paths.items()}
-        self._wording, self._reserved = _read_settings(self._paths.get(SETTINGS))
-        self._wordings: dict[Principle, _Wording] = {}
+        self._settings = read_settings(self._paths.get(SETTINGS))
+        self._wordings: dict[Principle, Wording] = {}
         templates = {file: (self._paths[file], text) for file, text in self._sources.items() if file != SETTINGS}
         self._templates = Templates(templates, {"choice": _choice, "text": _text}, (ChoiceSlot, TextSlot))
         self.kinds = tuple(kind for kind in KINDS if kind + SUFFIX in templates)
@@ -194,35 +181,16 @@ class PromptFamily:
         """The value as templates get it: of the right type, and with no reserved marker in it."""
         if name == "principle" and isinstance(value, Principle):
             if value not in self._wordings:
-                self._wordings[value] = self._worded(value)
+                self._wordings[value] = self._settings.worded(value)
             return self._wordings[value]
         if name in ("response", "critique") and isinstance(value, str):
-            return self._broken(value)
+            return self._settings.inert(value)
         if isinstance(value, list | tuple):
             if name == "turns" and all(isinstance(turn, Turn) for turn in value):
-                return tuple(Turn(turn.role, self._broken(turn.content)) for turn in value)
+                return tuple(Turn(turn.role, self._settings.inert(turn.content)) for turn in value)
             if name == "responses" and all(isinstance(response, str) for response in value):
-                return tuple(self._broken(response) for response in value)
+                return tuple(self._settings.inert(response) for response in value)
         raise PromptError(f"{name} must be {_TYPES[name]}, got {type(value).__name__}: {str(value)[:40]!r}")
-
-    def _worded(self, principle: Principle) -> _Wording:
-        given = {"critique": principle.critique, "revision": principle.revision, "comparison": principle.comparison}
-        filled = {
-            request: text or self._wording[request].replace("{statement}", principle.statement)
-            for request, text in given.items()
-        }
-        texts = {name: self._broken(text) for name, text in {"statement": principle.statement, **filled}.items()}
-        return _Wording(id=principle.id, axis=principle.axis, **texts)
-
-    def _broken(self, value: str) -> str:
-        """The value with a space before the last character of every reserved marker in it."""
-        if self._reserved is None:
-            return value
-        for _ in range(8):
-            if not self._reserved.search(value):
-                return value
-            value = self._reserved.sub(lambda found: f"{found[0][:-1]} {found[0][-1]}", value)
-        raise PromptError(f"{self._paths[SETTINGS]}: reserved: breaking up the markers makes others")
 
 
 def _find_files(name: str) -> dict[str, Path]:
@@ -248,34 +216,6 @@ def _read(path: Path) -> str:
         raise PromptError(f"{path}:{data.count(10, 0, error.start) + 1}: not UTF-8; save it as UTF-8 text") from None
     except OSError as error:
         raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _read_settings(path: Path | None) -> tuple[dict[str, str], re.Pattern[str] | None]:
-    """The wording of the three requests when a principle has none of its own, and what finds reserved markers."""
-    wording = dict.fromkeys(("critique", "revision", "comparison"), "{statement}")
-    if path is None:
-        return wording, None
-    checker = Checker(path)
-    try:
-        values = checker.mapping(parse_file(path), "", known=(*wording, "reserved"), required=())
-        for request in wording:
-            text = checker.text(values.get(request), request) or wording[request]
-            if "{statement}" not in text:
-                checker.add(values[request].line, request, "must hold {statement}, the place of the principle")
-            wording[request] = text
-        markers = []
-        for index, item in enumerate(checker.sequence(values.get("reserved"), "reserved")):
-            key = f"reserved[{index}]"
-            marker = item.text if checker.text(item, key) and isinstance(item, Scalar) else ""
-            if marker and (len(marker) < 2 or marker[-2] == " "):
-                checker.add(item.line, key, "must be two characters or more, with no space before the last")
-            markers.append(marker)
-    except YamlProblem as problem:
-        raise PromptError(f"{path}:{problem.line}: {problem.problem}") from None
-    if checker.problems:
-        raise PromptError(checker.problems[0])
-    longest_first = sorted(markers, key=len, reverse=True)
-    return wording, re.compile("|".join(map(re.escape, longest_first))) if markers else None
 
 
 def _choice(*options: object) -> ChoiceSlot:

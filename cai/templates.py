@@ -62,6 +62,9 @@ class Templates:
         self._environment.filters = {name: self._environment.filters[name] for name in _FILTERS}
         self._environment.tests = {name: self._environment.tests[name] for name in _TESTS}
         self._trees = {name: self._parse(name) for name in self._files}
+        for name, tree in self._trees.items():
+            if any(name in self.closure(included) for included in _includes(tree)):
+                raise PromptError(f"{self._files[name][0]}: includes itself, in a circle")
         self._compiled = {name: self._compile(name) for name in self._files}
 
     def closure(self, name: str) -> list[str]:
