@@ -6,8 +6,8 @@ were used. Arms and jobs of a sweep are run folders of their own, side by side u
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +30,7 @@ class Prepared:
     """One run, composed, checked and built; nothing has been loaded or written yet."""
 
     arm: str | None
+    folder: Path
     overrides: list[str]
     settings: config.Settings
     steps: list[pipeline.Planned]
@@ -40,7 +41,7 @@ def run(overrides: Sequence[str]) -> None:
     """Run the pipeline (every arm of it) and write the report; its path is the last line on stdout."""
     settings = config.compose(overrides)
     folder = Path(settings.out).absolute() / (settings.name or config.run_name(overrides))
-    print(_report(_run(list(overrides), folder), folder))
+    print(_report(_run(overrides, settings, folder), folder))
 
 
 def sweep(overrides: Sequence[str]) -> None:
@@ -50,7 +51,7 @@ def sweep(overrides: Sequence[str]) -> None:
     def job(chosen: list[str]) -> None:
         varied = [override for override in chosen if override.partition("=")[0] in swept]
         print(f"--- job {' '.join(varied)}", flush=True)
-        _run(chosen, folder / config.run_name(varied))
+        _run(chosen, config.compose(chosen), folder / config.run_name(varied))
 
     config.sweep(overrides, folder, job)
     print(_report(_run_folders([folder]), folder))
@@ -61,57 +62,54 @@ def compare(runs: Sequence[str], output: str) -> None:
     print(_report(_run_folders([Path(run) for run in runs]), Path(output)))
 
 
-def _run(overrides: list[str], folder: Path) -> list[Path]:
+def _run(overrides: Sequence[str], settings: config.Settings, folder: Path) -> list[Path]:
     """Run every arm, each in its folder below `folder` (a single run in `folder` itself); returns the run folders."""
-    settings = config.compose(overrides)
     # All arms are composed and built before the first one runs: a mistake in the last arm shows at once.
-    arms = [_prepare(overrides, arm, more) for arm, more in settings.arms.items()] or [_prepare(overrides, None, [])]
+    arms = [
+        _prepare(arm, folder / arm, command, config.compose(command))
+        for arm, command in ((arm, [*overrides, *more]) for arm, more in settings.arms.items())
+    ] or [_prepare(None, folder, overrides, settings)]
     if settings.num_threads:
         # torch reads these when it is first imported, which is after this.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(settings.num_threads)
     store = Store(Path(settings.store))
-    finished = {}
-    for prepared in arms:
-        arm_folder = folder / prepared.arm if prepared.arm else folder
-        if prepared.arm:
-            print(f"--- arm {prepared.arm}: {' '.join(settings.arms[prepared.arm])}")
-        finished[prepared.arm] = (arm_folder, prepared, _run_arm(prepared, arm_folder, store))
-    for a, b in combinations(finished.values(), 2):
-        _head_to_head(a, b, store)
-    return [arm_folder for arm_folder, _, _ in finished.values()]
+    entries = [_run_arm(arm, store) for arm in arms]
+    for (a, of_a), (b, of_b) in combinations(zip(arms, entries, strict=True), 2):
+        name = f"win_rate_over_{b.arm}"
+        of_a[name] = _head_to_head(a, of_a, of_b, store)
+        print(pipeline.line(name, of_a[name]), flush=True)
+        _write_run(a, of_a)
+    return [arm.folder for arm in arms]
 
 
-def _prepare(overrides: Sequence[str], arm: str | None, more: Sequence[str]) -> Prepared:
-    settings = config.compose([*overrides, *more])
+def _prepare(arm: str | None, folder: Path, overrides: Sequence[str], settings: config.Settings) -> Prepared:
     texts = _texts(settings)
     keys = [step.key for step in pipeline.RECIPE if step.name in settings.steps]
     stages = config.build(settings, keys)
     steps = pipeline.plan(settings.steps, settings.nodes(), stages)
-    return Prepared(arm, [*overrides, *more], settings, steps, texts)
+    return Prepared(arm, folder, list(overrides), settings, steps, texts)
 
 
-def _run_arm(prepared: Prepared, folder: Path, store: Store) -> dict[str, Entry]:
-    write_text(folder / "config.yaml", yaml.safe_dump(asdict(prepared.settings), sort_keys=False, allow_unicode=True))
-    _keep(prepared.texts, folder)
-    entries = pipeline.run_steps(prepared.steps, store, lambda done: _write_run(prepared, folder, done))
+def _run_arm(arm: Prepared, store: Store) -> dict[str, Entry]:
+    if arm.arm:
+        print(f"--- arm {arm.arm}")
+    settings = yaml.safe_dump(asdict(arm.settings), sort_keys=False, allow_unicode=True)
+    write_text(arm.folder / "config.yaml", settings)
+    _keep(arm.texts, arm.folder)
+    entries = pipeline.run_steps(arm.steps, store, lambda done: _write_run(arm, done))
     print(pipeline.summary(entries))
     return entries
 
 
-def _head_to_head(
-    a: tuple[Path, Prepared, dict[str, Entry]], b: tuple[Path, Prepared, dict[str, Entry]], store: Store
-) -> None:
-    """Win rate of arm `a` over arm `b`; both are judged by the judge of `a`, which is the same in both."""
-    folder, prepared, entries = a
-    planned = next(p for p in prepared.steps if p.step.name == "win_rate")
-    name = f"win_rate_over_{b[1].arm}"
-    inputs = {"data": entries["data"], "a": entries["evaluate_policy"], "b": b[2]["evaluate_policy"]}
-    entries[name] = pipeline.run_step(planned, inputs, store)
-    print(pipeline.line(name, entries[name]), flush=True)
-    _write_run(prepared, folder, entries)
+def _head_to_head(arm: Prepared, a: Mapping[str, Entry], b: Mapping[str, Entry], store: Store) -> Entry:
+    """Win rate of the policy in `a` over the one in `b`; the judge is that of `arm`, and the same in every arm."""
+    (planned,) = (planned for planned in arm.steps if planned.step.name == "win_rate")
+    fresh = config.build(arm.settings, ["win_rate"])["win_rate"]  # so that its costs are its own
+    inputs = {"data": a["data"], "a": a["evaluate_policy"], "b": b["evaluate_policy"]}
+    return pipeline.run_step(replace(planned, stage=fresh), inputs, store)
 
 
-def _write_run(prepared: Prepared, folder: Path, entries: dict[str, Entry]) -> None:
+def _write_run(arm: Prepared, entries: Mapping[str, Entry]) -> None:
     stages = {
         name: {
             "fingerprint": entry.fingerprint,
@@ -123,12 +121,12 @@ def _write_run(prepared: Prepared, folder: Path, entries: dict[str, Entry]) -> N
         for name, entry in entries.items()
     }
     write_json(
-        folder / "run.json",
+        arm.folder / "run.json",
         {
-            "name": folder.name,
-            "arm": prepared.arm,
-            "seed": prepared.settings.seed,
-            "command": ["cai", "run", *prepared.overrides],
+            "name": arm.folder.name,
+            "arm": arm.arm,
+            "seed": arm.settings.seed,
+            "command": ["cai", "run", *arm.overrides],
             "stages": stages,
             "versions": {package: _version(package) for package in _VERSIONS},
         },
@@ -154,7 +152,8 @@ def _keep(texts: dict[str, Path], folder: Path) -> None:
     """Copy the texts into the run folder: what was used, not what is there later."""
     for name, path in texts.items():
         if path.is_dir():
-            shutil.copytree(path, folder / name, dirs_exist_ok=True)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.copytree(path, folder / name)
         else:
             shutil.copyfile(path, folder / name)
 
