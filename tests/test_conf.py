@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cai import config
-from cai.nodes import check_node, signature
+from cai.nodes import signature
 from cai.paths import packaged
 from cai.pipeline import RECIPE, plan
 
@@ -131,8 +131,3 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
         if not node.get("_partial_"):
             missing = set(signature(node["_target_"])) - set(node)
             assert not missing, f"{key}: {sorted(missing)}"
-
-
-def test_node_checks() -> None:
-    check_node({"_target_": "tiny.Sum", "factor": 2}, "sum")
-    check_node({"_target_": "tiny.Numbers", "_partial_": True, "count": 1}, "numbers")
