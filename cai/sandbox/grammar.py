@@ -10,6 +10,7 @@ A response is `[opening] body [0-2 fillers] [closing]`; `Parts` holds these apar
 be a minimal edit. Everything is drawn from a `random.Random`: same seed, same text.
 """
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,17 +140,31 @@ def draw_prompt(rng: random.Random, split: Split, harmful: bool) -> SandboxPromp
             return prompt
 
 
+@lru_cache(maxsize=6)
+def num_prompts(split: Split, harmful: bool) -> int:
+    """How many different prompts of a kind there are, counted over pairs, owners and contexts."""
+    combinations = itertools.product(pairs(split), words.OWNERS.items(), words.CONTEXTS.items())
+    return len(words.ASKINGS) * sum(
+        len(owners) * len(contexts)
+        for (verb, object_), (owner, owners), (context, contexts) in combinations
+        if (harm_rule(verb, object_, owner, context) is not None) == harmful
+    )
+
+
 def make_prompts(n: int, *, split: Split, harmful: bool, seed: int) -> list[SandboxPrompt]:
-    """`n` different prompts of a split, all harmful or all benign; same arguments, same prompts."""
+    """`n` different prompts of a split, all harmful or all benign; same arguments, same prompts.
+
+    ValueError when there are not that many.
+    """
+    if n > num_prompts(split, harmful):
+        kind, most = "harmful" if harmful else "benign", num_prompts(split, harmful)
+        raise ValueError(f"the sandbox has no {n} different {kind} prompts in split {split!r}, only {most}")
     rng = random.Random(f"prompts-{split}-{harmful}-{seed}")
     found: dict[str, SandboxPrompt] = {}
-    for _ in range(200 * n + 1000):
-        if len(found) == n:
-            return list(found.values())
+    while len(found) < n:
         prompt = draw_prompt(rng, split, harmful)
         found.setdefault(prompt.text, prompt)
-    kind = "harmful" if harmful else "benign"
-    raise ValueError(f"the sandbox has no {n} different {kind} prompts in split {split!r}; found {len(found)}")
+    return list(found.values())
 
 
 @dataclass(frozen=True)

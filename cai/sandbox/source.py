@@ -2,9 +2,11 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cai.sandbox import corpus, tokenizer
+from cai.records import digest_file
+from cai.sandbox import corpus, edits, grammar, oracle, principles, tokenizer, words
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -39,6 +41,11 @@ class SandboxSource:
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The sandbox's tokenizer."""
         return tokenizer.build()
+
+    def texts(self) -> dict[str, str]:
+        """Hashes of the modules that documents and their tokens are made by."""
+        modules = (corpus, edits, grammar, oracle, principles, tokenizer, words)
+        return {f"sandbox/{Path(str(m.__file__)).name}": digest_file(Path(str(m.__file__))) for m in modules}
 
     def probe(self, model: "LlamaForCausalLM", seed: int) -> dict[str, float]:
         """See `probe`; the figures are on dev pairs and held-out wordings."""

@@ -1,9 +1,7 @@
-"""Pre-trains a small Llama from generated documents: step 0 of the recipe, run for the embedded sandbox only.
+"""Stage pretrain: a small Llama from generated documents. Step 0 of the recipe, run for the embedded model only.
 
-Data-parallel processes with one thread each (faster on few cores than one process with several threads, and less
-hurt by a shared machine), batches of documents of like length, right-padded: with causal attention that needs no
-mask. Muon on the matrices, AdamW on the rest, constant learning rate and then a linear decay to zero. The documents
-come from a `DocumentSource`, so this file knows no sandbox. Interrupted, it goes on from the last checkpoint and
+Documents come from a `DocumentSource`, so this file knows no world. They are batched with others of like length; the
+learning rate is constant and then falls linearly to zero. Interrupted, training goes on from the last checkpoint and
 ends with the same weights (same machine, same number of processes).
 """
 
@@ -12,149 +10,183 @@ import json
 import os
 import random
 import shutil
-import time
+import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+from cai.errors import ConfigError, ModelError
+from cai.progress import progress
+from cai.records import read_json, write_json, write_rows
 
 if TYPE_CHECKING:
-    import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-__all__ = ["DocumentSource", "Encoded", "Pretrain"]
+    from cai.models.pretraining import Trainer
+
+__all__ = ["Document", "DocumentSource", "Pretrain"]
+
+_CHECKPOINT: Final = "checkpoint.journal"  # the store drops journals from what it keeps
+_CHUNK: Final = 40  # updates whose documents are drawn together, to batch by length
 
 
-class Encoded(NamedTuple):
-    """A document as token ids, with the weight of each token's loss."""
+class Document(Protocol):
+    """A document of some kind as token ids, with the weight of each token's loss."""
 
-    kind: str
-    ids: list[int]
-    weights: list[float]
+    @property
+    def kind(self) -> str:
+        """What curves call it."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens."""
+
+    @property
+    def weights(self) -> list[float]:
+        """As many as there are tokens."""
 
 
 class DocumentSource(Protocol):
     """Where documents come from, what tokens they are made of, and how to try a model trained on them."""
 
-    def documents(self, seed: str, progress: float, num_tokens: int) -> list[Encoded]:
+    def documents(self, seed: str, progress: float, num_tokens: int) -> Sequence[Document]:
         """Documents of about `num_tokens` tokens for this point (0 to 1) of the training; same arguments, same list."""
-        ...
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the ids."""
-        ...
 
     def probe(self, model: "LlamaForCausalLM", seed: int) -> dict[str, float]:
-        """A quick look at what the model can do."""
-        ...
+        """A quick look at what the model can do, as figures for the curve."""
+
+    def texts(self) -> dict[str, str]:
+        """Hashes of what documents are made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """The stage. Sizes and rates are its fields; `run` trains and writes `model/` and `curve.jsonl`."""
+    """Writes model/ (Hugging Face format, with record.json: settings, data hash, counts, scores) and curve.jsonl.
+
+    `num_tokens` are trained on in all and `batch_tokens` in one update, over all `num_processes`; the former counts
+    padding. `lr_matrices` is Muon's, `lr_rest` AdamW's. Learning rates warm up over `warmup_share` of the updates and
+    stay until `constant_share` of them. Every `log_every` updates give a row of mean losses, every `probe_every` a row
+    of the source's figures and the model so far, every `checkpoint_every` a point to go on from.
+    """
 
     version: ClassVar[int] = 1
 
     source: DocumentSource
+    seed: int
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
     intermediate_size: int = 384
-    num_tokens: int = 36_000_000  # trained on in all, over every process
-    batch_tokens: int = 2048  # per update, over every process
+    num_tokens: int = 36_000_000
+    batch_tokens: int = 2048
     lr_matrices: float = 0.015
     lr_rest: float = 1.8e-3
     warmup_share: float = 0.005
-    constant_share: float = 0.35  # of all updates, before the rate decays linearly to zero
+    constant_share: float = 0.35
     weight_decay: float = 0.02
-    seed: int = 0
-    num_processes: int = 1
-    compile: bool = False
-    log_every: int = 50
-    probe_every: int = 1000
-    checkpoint_every: int = 500
+    num_processes: int = 2
+    log_every: int = 100
+    probe_every: int = 1500
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "num_tokens", "batch_tokens")
+        for name in (*sizes, "num_processes", "log_every", "probe_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be 1 or more, got {getattr(self, name)}")
+        for small, large in (("num_heads", "hidden_size"), ("num_processes", "batch_tokens")):
+            if getattr(self, large) % getattr(self, small):
+                raise ConfigError(f"{small}: must divide {large} ({getattr(self, large)}), got {getattr(self, small)}")
+        for name in ("warmup_share", "constant_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be from 0 to below 1, got {getattr(self, name)}")
 
     def texts(self) -> dict[str, str]:
-        """Nothing but the code decides what the documents say."""
-        return {}
+        """The source's."""
+        return self.source.texts()
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
-        """Train from scratch, or on from the checkpoint in `output`; returns tokens, seconds, FLOPs and scores."""
-        output.mkdir(parents=True, exist_ok=True)
-        rendezvous = output / "rendezvous"
-        rendezvous.unlink(missing_ok=True)
+        """Train from scratch, or on from the checkpoint in `output`. No inputs."""
         if self.num_processes == 1:
-            _train(0, self, output)
+            _train(0, self, output, None)
         else:
             from torch.multiprocessing.spawn import spawn
 
-            spawn(_train, args=(self, output), nprocs=self.num_processes)  # type: ignore[no-untyped-call]
-        rendezvous.unlink(missing_ok=True)
-        facts: dict[str, float] = json.loads((output / "model" / "record.json").read_text())["facts"]
-        return facts
+            with tempfile.TemporaryDirectory() as meeting:
+                arguments = (self, output, Path(meeting) / "store")
+                spawn(_train, args=arguments, nprocs=self.num_processes)  # type: ignore[no-untyped-call]
+        record = read_json(output / "model" / "record.json")
+        return {**record["scores"], "num_tokens": record["num_tokens"], "flops": record["flops"]}
 
     @property
-    def num_steps(self) -> int:
+    def num_updates(self) -> int:
         """How many updates."""
         return max(self.num_tokens // self.batch_tokens, 1)
 
-    def rate(self, step: int) -> float:
+    def rate(self, update: int) -> float:
         """The factor on both learning rates at an update: warm-up, constant, linear decay to zero."""
-        progress = step / self.num_steps
-        warm = min(1.0, (step + 1) / max(1.0, self.warmup_share * self.num_steps))
-        return warm * min(1.0, (1 - progress) / (1 - self.constant_share))
+        warm = min(1.0, (update + 1) / max(1.0, self.warmup_share * self.num_updates))
+        return warm * min(1.0, (1 - update / self.num_updates) / (1 - self.constant_share))
 
 
-def _train(rank: int, stage: Pretrain, output: Path) -> None:
-    import torch
-    import torch.distributed as dist
+def _train(rank: int, stage: Pretrain, output: Path, meeting: Path | None) -> None:
+    """What each process does; several meet in the file `meeting`."""
+    if meeting is not None:
+        import torch
+        import torch.distributed as dist
 
-    if stage.num_processes > 1:
         torch.set_num_threads(1)
-        store = f"file://{(output / 'rendezvous').resolve()}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=stage.num_processes)
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=stage.num_processes)
     try:
         _Worker(rank, stage, output).train()
     finally:
-        if stage.num_processes > 1:
+        if meeting is not None:
             dist.destroy_process_group()
 
 
 class _Batches:
-    """This process' stream of padded batches; its position is four numbers, so that it can be taken up again."""
+    """This process' stream of batches; its position is a few values, so that it can be taken up again."""
 
     def __init__(self, stage: Pretrain, rank: int) -> None:
         self.stage, self.rank = stage, rank
-        self.chunk, self.at, self.progress, self.digest = -1, 0, 0.0, ""
-        self._groups: list[list[Encoded]] = []
+        self.chunk, self.at, self.num_tokens, self.progress, self.digest = -1, 0, 0, 0.0, ""
+        self._groups: list[list[Document]] = []
 
     def state(self) -> dict[str, Any]:
-        return {"chunk": self.chunk, "at": self.at, "progress": self.progress, "digest": self.digest}
+        names = ("chunk", "at", "num_tokens", "progress", "digest")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.chunk, self.progress = state["chunk"], state["progress"]
         self._fill()
-        self.at, self.digest = state["at"], state["digest"]
+        self.at, self.num_tokens, self.digest = state["at"], state["num_tokens"], state["digest"]
 
-    def next(self, progress: float) -> list[Encoded]:
-        """The next documents, all of about one length."""
+    def next(self, progress: float) -> list[Document]:
+        """The next documents, all of about one length; `progress` decides what a new chunk is made of."""
         if self.at == len(self._groups):
             self.chunk, self.at, self.progress = self.chunk + 1, 0, progress
             self._fill()
+        found = self._groups[self.at]
         self.at += 1
-        return self._groups[self.at - 1]
+        self.num_tokens += sum(len(document.ids) for document in found)
+        return found
 
     def _fill(self) -> None:
         name = f"{self.stage.seed}-{self.rank}-{self.chunk}"
         size = self.stage.batch_tokens // self.stage.num_processes
-        documents = self.stage.source.documents(name, self.progress, 40 * size)
+        documents = list(self.stage.source.documents(name, self.progress, _CHUNK * size))
         rng = random.Random(f"order-{name}")
         rng.shuffle(documents)
         documents.sort(key=lambda d: len(d.ids))  # stable: documents of one length stay shuffled
         content = hashlib.sha256(repr([d.ids for d in documents]).encode()).hexdigest()
         self.digest = hashlib.sha256((self.digest + content).encode()).hexdigest()
-        groups: list[list[Encoded]] = [[]]
+        groups: list[list[Document]] = [[]]
         for document in documents:
             if (len(groups[-1]) + 1) * len(document.ids) > size and groups[-1]:
                 groups.append([])
@@ -164,102 +196,76 @@ class _Batches:
 
 
 class _Worker:
-    """One process of the training: model, optimisers, batches, and the files that rank 0 writes."""
+    """One process of the training; rank 0 also keeps the curve and writes the files."""
 
     def __init__(self, rank: int, stage: Pretrain, output: Path) -> None:
-        import torch
-
-        from cai.sandbox.muon import Muon
-
         self.rank, self.stage, self.output = rank, stage, output
         self.tokenizer = stage.source.tokenizer()
-        self.model = _build_model(stage, self.tokenizer)
-        named = dict(self.model.named_parameters())
-        matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in named.values() if id(p) not in chosen]
-        self.muon = Muon(matrices, weight_decay=stage.weight_decay, rank=rank, world_size=stage.num_processes)
-        self.adam = torch.optim.AdamW(rest, lr=stage.lr_rest, betas=(0.9, 0.98), weight_decay=0.0)
-        # Gradients live in one flat buffer, so that one all_reduce averages them all.
-        self.flat_grad = torch.zeros(sum(p.numel() for p in named.values()))
-        start = 0
-        for p in named.values():
-            p.grad = self.flat_grad[start : start + p.numel()].view_as(p)
-            start += p.numel()
-        self.body = torch.compile(self.model.model, dynamic=True) if stage.compile else self.model.model
+        self.trainer = _trainer(rank, stage, self.tokenizer)
         self.batches = _Batches(stage, rank)
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.done, self.num_tokens = 0, 0  # updates, and tokens of every process in them
+        self.curve: list[dict[str, float]] = []
         self.losses: dict[str, list[float]] = defaultdict(list)
         self._resume()
 
     def train(self) -> None:
         """All updates that are left, then the model folder."""
-        stage, started, before = self.stage, time.monotonic(), self.seconds
-        while self.step < stage.num_steps:
-            self._update()
-            self.step += 1
-            self.seconds = before + time.monotonic() - started
-            last = self.step == stage.num_steps
-            if self.step % stage.log_every == 0 or last:
-                self._log({f"loss/{kind}": sum(v) / len(v) for kind, v in sorted(self.losses.items())})
-                self.losses.clear()
-            if self.rank == 0 and (self.step % stage.probe_every == 0 or last):
-                self._log(stage.source.probe(self.model, stage.seed))
-                self.model.train()
-                self._save_model(self.output / "snapshot")
-            if self.step % stage.checkpoint_every == 0 or last:
-                self._checkpoint()
-        digests = self._gather(self.batches.digest)
+        stage = self.stage
+        bars = progress("pretrain", total=stage.num_updates - self.done, unit="updates")
+        with bars if self.rank == 0 else nullcontext() as bar:
+            while self.done < stage.num_updates:
+                loss = self._update()
+                self.done += 1
+                last = self.done == stage.num_updates
+                if self.done % stage.log_every == 0 or last:
+                    self.num_tokens = sum(map(int, self._gather(str(self.batches.num_tokens))))
+                    self._log({f"loss/{kind}": sum(v) / len(v) for kind, v in sorted(self.losses.items())})
+                    self.losses.clear()
+                if self.rank == 0 and (self.done % stage.probe_every == 0 or last):
+                    self._log(stage.source.probe(self.trainer.model, stage.seed))
+                    self.trainer.model.train()
+                    self._save_model()
+                if self.done % stage.checkpoint_every == 0 or last:
+                    self._checkpoint()
+                if bar:
+                    bar.advance(note=f"loss {loss:.2f}")
+        data_hash = hashlib.sha256("".join(self._gather(self.batches.digest)).encode()).hexdigest()
         if self.rank == 0:
-            data_hash = hashlib.sha256("".join(digests).encode()).hexdigest()
-            self._save_model(self.output / "model", data_hash)
+            self._save_model(data_hash)
 
-    def _update(self) -> None:
+    def _update(self) -> float:
         import torch
-        import torch.distributed as dist
-        from torch.nn.functional import cross_entropy
+
+        from cai.models.pretraining import pad
 
         stage = self.stage
-        documents = self.batches.next(self.step / stage.num_steps)
-        ids, weights = _pad(documents, self.tokenizer.pad_token_id)
-        hidden = self.body(input_ids=ids).last_hidden_state
-        logits = self.model.lm_head(hidden[:, :-1])
-        nll = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(documents), -1)
-        weighted = (nll * weights[:, 1:]).sum(dim=1)
-        # A constant divisor: a token counts the same whatever else is in its batch.
-        loss = weighted.sum() * stage.num_processes / stage.batch_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        if stage.num_processes > 1:
-            dist.all_reduce(self.flat_grad)
-            self.flat_grad /= stage.num_processes
-        rate = stage.rate(self.step)
-        self.muon.step(stage.lr_matrices * rate)
-        for group in self.adam.param_groups:
-            group["lr"] = stage.lr_rest * rate
-        self.adam.step()
-        self.flat_grad.zero_()
-        self.tokens += sum(len(d.ids) for d in documents) * stage.num_processes
-        means = weighted.detach() / weights[:, 1:].sum(dim=1).clamp(min=1e-6)
-        for document, mean in zip(documents, means.tolist(), strict=True):
-            self.losses[document.kind].append(mean)
-        assert torch.isfinite(weighted.detach()).all(), f"loss is not finite at update {self.step}"
+        documents = self.batches.next(self.done / stage.num_updates)
+        ids = pad([d.ids for d in documents], self.tokenizer.pad_token_id, torch.long)
+        weights = pad([d.weights for d in documents], 0.0, torch.float32)
+        rate = stage.rate(self.done)
+        losses = self.trainer.update(ids, weights, rate=rate, num_tokens=stage.batch_tokens)
+        for document, loss in zip(documents, losses, strict=True):
+            self.losses[document.kind].append(loss)
+        mean = sum(losses) / len(losses)
+        if not mean < float("inf"):
+            raise ModelError(f"pretrain: the loss is {mean} at update {self.done + 1}; a lower lr_matrices may help")
+        return mean
 
     def _gather(self, text: str) -> list[str]:
-        import torch.distributed as dist
-
+        """The text of every process."""
         if self.stage.num_processes == 1:
             return [text]
+        import torch.distributed as dist
+
         texts: list[Any] = [None] * self.stage.num_processes
         dist.all_gather_object(texts, text)
         return texts
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: Mapping[str, float]) -> None:
         if self.rank == 0:
-            row = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1)}
-            row |= {name: round(value, 5) for name, value in values.items()}
-            with (self.output / "curve.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            row = {name: round(value, 5) for name, value in values.items()}
+            self.curve.append({"update": self.done, "num_tokens": self.num_tokens, **row})
+            write_rows(self.output / "curve.jsonl", self.curve)
 
     def _checkpoint(self) -> None:
         import torch
@@ -267,94 +273,78 @@ class _Worker:
         states = self._gather(json.dumps(self.batches.state()))
         if self.rank == 0:
             state = {
-                "model": self.model.state_dict(),
-                "muon": self.muon.state_dict(),
-                "adam": self.adam.state_dict(),
-                "rng": torch.get_rng_state(),
-                "batches": [json.loads(s) for s in states],
-                "step": self.step,
-                "tokens": self.tokens,
-                "seconds": self.seconds,
+                "trainer": self.trainer.state_dict(),
+                "batches": [json.loads(state) for state in states],
+                "done": self.done,
+                "num_tokens": self.num_tokens,
+                "curve": self.curve,
+                "losses": dict(self.losses),
             }
-            torch.save(state, self.output / "checkpoint.tmp")
-            os.replace(self.output / "checkpoint.tmp", self.output / "checkpoint.pt")
+            new = self.output / f".{_CHECKPOINT}.tmp"
+            torch.save(state, new)
+            os.replace(new, self.output / _CHECKPOINT)
 
     def _resume(self) -> None:
         import torch
 
-        path = self.output / "checkpoint.pt"
-        if not path.exists():
-            (self.output / "curve.jsonl").unlink(missing_ok=True) if self.rank == 0 else None
-            return
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
-        torch.set_rng_state(state["rng"])
-        self.batches.restore(state["batches"][self.rank])
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        if self.rank == 0:  # rows after the checkpoint will be written again
-            curve = self.output / "curve.jsonl"
-            rows = [line for line in curve.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            curve.write_text("".join(f"{line}\n" for line in rows))
+        if (path := self.output / _CHECKPOINT).exists():
+            state = torch.load(path, weights_only=True)
+            self.trainer.load_state_dict(state["trainer"])
+            self.batches.restore(state["batches"][self.rank])
+            self.done, self.num_tokens, self.curve = state["done"], state["num_tokens"], state["curve"]
+            self.losses.update(state["losses"])
+            write_rows(self.output / "curve.jsonl", self.curve)
 
-    def _save_model(self, folder: Path, data_hash: str | None = None) -> None:
-        """Write a model folder beside its place, then swap it in."""
-        new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-        for path in (new, old):
-            shutil.rmtree(path, ignore_errors=True)
-        self.model.save_pretrained(new)
-        self.tokenizer.save_pretrained(new)
-        curve = [json.loads(line) for line in (self.output / "curve.jsonl").read_text().splitlines()]
-        scores = [row for row in curve if not any(name.startswith("loss/") for name in row)][-1:]
-        num_parameters = sum(p.numel() for p in self.model.parameters())
-        facts = {"tokens": float(self.tokens), "seconds": self.seconds, "flops": 6.0 * num_parameters * self.tokens}
+    def _save_model(self, data_hash: str | None = None) -> None:
+        """The model so far with its record; `data_hash` comes with the last."""
+        num_parameters = self.trainer.model.num_parameters()
+        scores = [row for row in self.curve if not any(name.startswith("loss/") for name in row)][-1]
         record = {
-            "settings": asdict(self.stage) | {"source": repr(self.stage.source)},
+            "settings": {**asdict(self.stage), "source": repr(self.stage.source)},
             "data_hash": data_hash,
             "num_parameters": num_parameters,
-            "step": self.step,
-            "facts": facts,
-            "scores": scores[0] if scores else {},
-            "curve": curve,
+            "num_updates": self.done,
+            "num_tokens": self.num_tokens,
+            "flops": 6.0 * num_parameters * self.num_tokens,
+            "scores": {name: value for name, value in scores.items() if name not in ("update", "num_tokens")},
+            "curve": self.curve,
         }
-        (new / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _write_model(self.trainer.model, self.tokenizer, record, self.output / "model")
 
 
-def _build_model(stage: Pretrain, tokenizer: "PreTrainedTokenizerBase") -> "LlamaForCausalLM":
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _trainer(rank: int, stage: Pretrain, tokenizer: "PreTrainedTokenizerBase") -> "Trainer":
+    from cai.models.pretraining import Trainer, build_llama
 
-    torch.manual_seed(stage.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    model = build_llama(
+        tokenizer,
         hidden_size=stage.hidden_size,
         intermediate_size=stage.intermediate_size,
-        num_hidden_layers=stage.num_layers,
-        num_attention_heads=stage.num_heads,
-        num_key_value_heads=stage.num_heads,
-        max_position_embeddings=512,
-        initializer_range=0.05,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        num_layers=stage.num_layers,
+        num_heads=stage.num_heads,
+        seed=stage.seed,
     )
-    model = LlamaForCausalLM(config)
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.1)
-    model.train()
-    return model
+    return Trainer(
+        model,
+        lr_matrices=stage.lr_matrices,
+        lr_rest=stage.lr_rest,
+        weight_decay=stage.weight_decay,
+        rank=rank,
+        world_size=stage.num_processes,
+    )
 
 
-def _pad(documents: list[Encoded], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Ids and weights, each (documents, longest); padding has weight 0."""
-    import torch
+def _write_model(
+    model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], folder: Path
+) -> None:
+    """Write the folder beside its place, then swap it in."""
+    from cai.models.loading import save_model
 
-    longest = max(len(d.ids) for d in documents)
-    ids = torch.tensor([d.ids + [pad_id] * (longest - len(d.ids)) for d in documents])
-    weights = torch.tensor([d.weights + [0.0] * (longest - len(d.ids)) for d in documents])
-    return ids, weights
+    new, old = folder.with_name("new.journal"), folder.with_name("old.journal")
+    for path in (new, old):
+        shutil.rmtree(path, ignore_errors=True)
+    save_model(model, tokenizer, new)
+    write_json(new / "record.json", record)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
