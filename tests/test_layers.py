@@ -15,7 +15,7 @@ LAYERS = (
     ("cai.types", "cai.errors", "cai.paths", "cai.progress"),
     ("cai.records", "cai.codec", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base"),
     ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets"),
-    ("cai.prompts",),
+    ("cai.prompts", "cai.prompt_settings"),
     ("cai.models", "cai.sandbox"),
     ("cai.engines", "cai.rl"),
     ("cai.labelers",),
