@@ -123,7 +123,8 @@ def compose(overrides: Sequence[str]) -> Settings:
         settings = OmegaConf.to_object(config)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(_one_line(error, overrides)) from None
-    assert isinstance(settings, Settings)
+    if not isinstance(settings, Settings):
+        raise ConfigError("config.yaml: its defaults list must begin with 'schema', which says what the keys are")
     settings.check()
     for key, node in settings.nodes().items():
         check_node(node, key)

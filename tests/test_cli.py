@@ -33,7 +33,7 @@ data: {_target_: tiny.Numbers, count: 3, seed: "${seed}"}
 revise: {_target_: tiny.Sum, factor: 2.0}
 hydra:
   output_subdir: null
-  sweep: {dir: "${out}", subdir: .}
+  sweep: {subdir: .}
 """
 
 CONSTITUTION = """\
@@ -154,6 +154,18 @@ def test_sweep_may_come_last(project: Path) -> None:
     assert cli.main(["run", "-m", "seed=range(1,3)"]) == 0
 
 
+@pytest.mark.slow
+def test_parallel_jobs_share_what_they_have_in_common(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes want the same `data`; one computes it, the other waits."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    command = ["run", "-m", "revise.factor=1.0,2.0,3.0,4.0", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    assert cli.main(command) == 0
+    runs = [read(path)["stages"] for path in (project / "runs").rglob("run.json")]
+    assert len(runs) == 4
+    assert [run["data"]["cached"] for run in runs].count(False) == 1
+    assert {run["data"]["fingerprint"] for run in runs} == {runs[0]["data"]["fingerprint"]}
+
+
 def test_failing_job_does_not_stop_the_others(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "-m", "data.count=-1,2"]) == 2
     assert "count: must be 0 or more, got -1" in capsys.readouterr().err
@@ -241,6 +253,12 @@ def test_a_mistake_in_the_last_arm_shows_before_the_first_runs(
     assert not (project / "store").exists()
 
 
+def test_a_configuration_without_schema_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "conf/config.yaml").write_text(CONFIG.replace("  - schema\n", ""))
+    assert cli.main(["run"]) == 2
+    assert "must begin with 'schema'" in capsys.readouterr().err
+
+
 def test_broken_yaml_names_file_and_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "conf/labeler/ai.yaml").write_text("who: ai\nwhat: [1, 2\nx: 3\n")
     assert cli.main(["run"]) == 2
@@ -268,6 +286,13 @@ def test_constitution_check(project: Path, capsys: pytest.CaptureFixture[str]) -
     captured = capsys.readouterr()
     assert "plain.yaml:4" in captured.out and "statemnt" in captured.out
     assert captured.err.count("\n") == 1
+
+
+def test_doctor_tells_versions_devices_and_extras(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.replace("disk free", "free").splitlines())
+    assert {"cai", "python", "torch", "cuda" if "cuda" in facts else "cuda:0", "[sweep]", "[serve]"} <= set(facts)
+    assert facts["[dev]"] == "installed"
 
 
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
