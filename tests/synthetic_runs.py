@@ -138,7 +138,11 @@ def _shared_stages(
 
 def _revisions(seed: int, number: int) -> list[Revision]:
     prompt = _prompt(seed, "red", 2 * number)
-    texts = ["here is how : push hard .", f"i would rather not . {HOSTILE}", "i will not help because it is not yours ."]
+    texts = [
+        "here is how : push hard .",
+        f"i would rather not . {HOSTILE}",
+        "i will not help because it is not yours .",
+    ]
     return [
         Revision(
             id=f"{prompt.id}/revision-{step}",

@@ -18,13 +18,24 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
-GLYPHS: Final = "●■◆▲▼✚✖◀▶⬟"  # the markers of `plots.MARKERS`, in their order
+# The markers of `plots.MARKERS` in their order, as paths in a box of 10 by 10.
+GLYPHS: Final = (
+    "M5 1a4 4 0 1 0 .01 0z",
+    "M1.5 1.5h7v7h-7z",
+    "M5 0l5 5-5 5-5-5z",
+    "M5 .8l4.6 8H.4z",
+    "M5 9.2l4.6-8H.4z",
+    "M3.3 0h3.4v3.3H10v3.4H6.7V10H3.3V6.7H0V3.3h3.3z",
+    "M2.2 0L5 2.8 7.8 0 10 2.2 7.2 5 10 7.8 7.8 10 5 7.2 2.2 10 0 7.8 2.8 5 0 2.2z",
+    "M.8 5l8-4.6v9.2z",
+    "M9.2 5l-8-4.6v9.2z",
+    "M5 .3l4.8 3.5-1.8 5.7H2L.2 3.8z",
+)
 _MAX_MAIN: Final = 9  # columns of the main table; further ones go under it
 
 # Control characters and marks that turn the direction of text: shown, never obeyed.
-_VISIBLE: Final = {c: chr(0x2400 + c) for c in range(32) if chr(c) not in "\n\t"} | dict.fromkeys(
-    [0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\u2423"
-)
+_CONTROL: Final = (*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE: Final = dict.fromkeys(_CONTROL, "\ufffd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,7 @@ def _difference_rows(report: "Report", columns: Sequence[Column]) -> list[Differ
 
 def _subtitle(report: "Report") -> list[str]:
     """What was compared, in a few figures."""
-    seeds = sorted({run.seed for run in report.runs})
+    seeds = report.seeds
     parts = [f"{len(by_arm(report.runs))} arm{'s'[: len(by_arm(report.runs)) != 1]}"]
     parts.append(f"{len(seeds)} seed{'s'[: len(seeds) != 1]} ({', '.join(map(str, seeds))})")
     lengths = [f["length"] for f in report.measures.figures.values() if "length" in f]
@@ -114,14 +125,15 @@ def _label_counts(report: "Report") -> str:
     return f"The arms do not have the same number of labels: {listed}."
 
 
-def _cost_groups(report: "Report") -> list[tuple[str, list[Cost]]]:
-    """Costs by who shares them: everybody first, then each set of arms."""
-    everybody = tuple(sorted(by_arm(report.runs)))
-    groups: dict[tuple[str, ...], list[Cost]] = {}
+def _cost_groups(report: "Report") -> list[tuple[str, dict[str, Cost]]]:
+    """Costs by stage, for each set of arms that shares outputs: everybody's first."""
+    everybody = set(by_arm(report.runs))
+    groups: dict[tuple[str, ...], dict[str, Cost]] = {}
     for cost in report.costs:
-        groups.setdefault(cost.arms, []).append(cost)
-    order = sorted(groups, key=lambda arms: (arms != everybody, -len(arms), arms))
-    return [("All arms" if arms == everybody and len(arms) > 1 else words.joined(arms), groups[arms]) for arms in order]
+        groups.setdefault(cost.arms, {})[cost.stage] = cost
+    order = sorted(groups, key=lambda arms: -len(arms))  # stable: single arms stay in their order
+    shared = len(everybody) > 1
+    return [("Shared" if shared and set(arms) == everybody else ", ".join(arms), groups[arms]) for arms in order]
 
 
 def _duration(seconds: float) -> str:

@@ -182,16 +182,21 @@ class WinRate:
 def win_rates(runs: Sequence[Run], policies: Sequence[Policy], bootstrap: Bootstrap) -> list[WinRate]:
     """Every pair of policies that a win_rate stage compared: by the AI judge, and by gold where there is gold."""
     rows: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
+    order = [p.name for p in policies]
     for run in runs:
         for stage, output in run.outputs.items():
             other = _opponent(stage, run, policies)
             found = output.rows("wins.jsonl")
-            if other is not None and found is not None:
+            if other is None or found is None or run.arm not in order:
+                continue
+            # The later of two policies comes first, as in the table of differences.
+            if order.index(run.arm) > order.index(other):
                 rows.setdefault((run.arm, other), {})[run.seed] = found
+            else:
+                rows.setdefault((other, run.arm), {})[run.seed] = [_turned(row) for row in found]
     rates: list[WinRate] = []
     for (first, second), by_seed in rows.items():
         rates += _judged(first, second, by_seed, bootstrap)
-    order = [p.name for p in policies]
     return sorted(rates, key=lambda r: (order.index(r.second), order.index(r.first), r.judge))
 
 
@@ -228,6 +233,12 @@ def _judged(
     if (estimate := estimated(gold)) is not None:
         rates.append(WinRate(first, second, "gold", estimate, *_tally(gold)))
     return rates
+
+
+def _turned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same verdict with a and b exchanged."""
+    p = row.get("p_a")
+    return {**row, "p_a": None if p is None else 1 - p, "gold_a": row.get("gold_b"), "gold_b": row.get("gold_a")}
 
 
 def _outcome(a: float | None, b: float | None) -> float:

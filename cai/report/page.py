@@ -12,12 +12,12 @@ from cai.report.limits import absences, limits
 from cai.report.measures import PRIMARY, Measures, WinRate, measure, win_rates
 from cai.report.plots import Curve, Point
 from cai.report.runs import Policy, Run, policies_of, read_runs
-from cai.report.samples import Card, Revised, UsedConstitution, constitutions, revisions, sample_sheet
+from cai.report.samples import Card, Revised, UsedConstitution, constitutions, revision_counts, revisions, sample_sheet
 from cai.report.statistics import Bootstrap
 from cai.report.training import Cost, RewardModel, costs, over_optimisation, reward_models, rl_curves
 from cai.report.words import findings, label_findings
 
-__all__ = ["Report", "gather", "write_report"]
+__all__ = ["Report", "as_json", "gather", "pictures", "write_report"]
 
 _SEED: Final = 0  # of the bootstrap and of what is drawn to be shown; stated on the page
 _RATES: Final = ("harmful_compliance", "helpful", "over_refusal", "evasive_share")
@@ -44,9 +44,15 @@ class Report:
     samples: tuple[Card, ...]
     constitutions: tuple[UsedConstitution, ...]
     revisions: tuple[Revised, ...]
+    revised: dict[str, int]
     costs: tuple[Cost, ...]
     limits: tuple[str, ...]
     absent: dict[str, str]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all runs."""
+        return sorted({run.seed for run in self.runs})
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -59,7 +65,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
 
     report = gather(runs)
     write_json(output / "report.json", as_json(report))
-    write_text(output / "report.html", render(report, _pictures(report)))
+    write_text(output / "report.html", render(report, pictures(report)))
     return output / "report.html"
 
 
@@ -92,6 +98,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         samples=tuple(sample_sheet(policies, series, _SEED)),
         constitutions=tuple(constitutions(runs)),
         revisions=tuple(revisions(runs, _SEED)),
+        revised=revision_counts(runs),
         costs=tuple(costs(runs)),
         limits=tuple(limits(runs, measures, labels, rates)),
         absent=absences(runs, policies, measures),
@@ -115,37 +122,39 @@ def _notice(runs: Sequence[Run]) -> str:
 
 
 def _series(runs: Sequence[Run], policies: Sequence[Policy]) -> dict[str, int]:
-    """Colour and marker by policy or arm name: base 0, SL-CAI 1, arms from 2."""
-    fixed = {p.name: {"base": 0, "sl_cai": 1}[p.kind] for p in policies if p.kind != "policy"}
-    arms = dict.fromkeys([*(p.name for p in policies if p.kind == "policy"), *(run.arm for run in runs)])
-    return fixed | {arm: 2 + i % (len(plots.COLOURS) - 2) for i, arm in enumerate(arms)}
+    """Colour and marker by policy or arm name: base 0, SL-CAI 1, arms from 2 (and a base or SL-CAI of their own)."""
+    names = dict.fromkeys([*(p.name for p in policies if p.kind == "policy"), *(run.arm for run in runs)])
+    arms = {arm: 2 + i % (len(plots.COLOURS) - 2) for i, arm in enumerate(names)}
+    early = {p.name: {"base": 0, "sl_cai": 1}[p.kind] if p.arm is None else arms[p.arm]
+             for p in policies if p.kind != "policy"}  # fmt: skip
+    return arms | early
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _pictures(report: Report) -> dict[str, str]:
+def pictures(report: Report) -> dict[str, str]:
     """SVG by name; a picture whose figures do not exist is left out."""
-    pictures = {}
+    drawn = {}
     rates = _rate_panels(report)
     if rates:
-        pictures["rates"] = plots.dots(rates)
+        drawn["rates"] = plots.dots(rates)
     pareto = _pareto(report)
     if pareto:
-        pictures["pareto"] = pareto
+        drawn["pareto"] = pareto
     if report.win_rates:
-        pictures["wins"] = _win_picture(report)
+        drawn["wins"] = _win_picture(report)
     if report.labels:
         bars = {a.arm: (report.series[a.arm], a.histogram) for a in report.labels.arms}
-        pictures["labels"] = plots.histograms(bars)
+        drawn["labels"] = plots.histograms(bars)
     reliable = {m.arm: (report.series[m.arm], m.bins) for m in report.reward_models if m.bins}
     if reliable:
-        pictures["reliability"] = plots.reliability(reliable)
+        drawn["reliability"] = plots.reliability(reliable)
     if report.curves:
-        pictures["curves"] = plots.curves(report.curves, x_label="update", columns=4)
+        drawn["curves"] = plots.curves(report.curves, x_label="update", columns=4)
     if report.over_optimisation:
-        pictures["proxies"] = plots.curves(report.over_optimisation, x_label="√KL to SL-CAI", columns=2)
-    return pictures
+        drawn["proxies"] = plots.curves(report.over_optimisation, x_label="√KL to SL-CAI", columns=2)
+    return drawn
 
 
 def _rate_panels(report: Report) -> dict[str, list[Point]]:
@@ -210,6 +219,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "samples": [to_json(c) for c in report.samples],
         "constitutions": [_constitution_json(c) for c in report.constitutions],
         "revisions": [to_json(r) for r in report.revisions],
+        "revised": report.revised,
         "costs": [to_json(c) for c in report.costs],
         "limits": list(report.limits),
         "absent": report.absent,

@@ -20,10 +20,9 @@ __all__ = ["Curve", "Point", "curves", "dots", "histograms", "reliability", "sca
 _INK: Final = "#010101"
 _MUTED: Final = "#020202"
 _GRID: Final = "#030303"
-_PAPER: Final = "#040404"
 COLOURS: Final = tuple(f"#0500{k:02x}" for k in range(10))
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
-_VARIABLES: Final = {_INK: "--ink", _MUTED: "--muted", _GRID: "--rule", _PAPER: "--paper"} | {
+_VARIABLES: Final = {_INK: "--ink", _MUTED: "--muted", _GRID: "--rule"} | {
     colour: f"--series-{k}" for k, colour in enumerate(COLOURS)
 }
 _STYLE: Final[dict[Any, Any]] = {
@@ -42,6 +41,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # names of arms are no formulas
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
     "xtick.color": _MUTED,
@@ -99,13 +99,15 @@ def dots(
             ax.set_xlim(-0.02 * factor, (1.02 if factor == 100.0 else 1.1) * (100 if factor == 100.0 else top))
             ax.spines["left"].set_visible(False)
 
-    return _svg(draw, columns=len(panels), height=0.62 + 0.27 * len(rows), share_y=True)
+    left = 0.2 + 0.075 * max(map(len, rows))
+    return _svg(draw, columns=len(panels), height=0.6 + 0.27 * len(rows), left=left, bottom=0.28, gap=0.3, share_y=True)
 
 
 def _bar(ax: "Axes", estimate: Estimate, y: float, factor: float, series: int) -> None:
     colour = COLOURS[series]
-    ax.plot([estimate.low * factor, estimate.high * factor], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-    ax.plot(estimate.value * factor, y, MARKERS[series], color=colour, markersize=5.5, markeredgecolor=_PAPER)
+    ends = [estimate.low * factor, estimate.high * factor]
+    ax.plot(ends, [y, y], color=colour, linewidth=7, alpha=0.3, solid_capstyle="butt")
+    ax.plot(estimate.value * factor, y, MARKERS[series], color=colour, markersize=4.5, markeredgewidth=0)
 
 
 def scatter(points: Sequence[Point], *, x_label: str, y_label: str, path: Sequence[tuple[str, str]]) -> str:
@@ -122,38 +124,24 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, path: Sequen
             x, y = _xy(point)
             assert point.y is not None
             colour = COLOURS[point.series]
-            ax.plot([point.x.low * 100, point.x.high * 100], [y, y], color=colour, linewidth=1.6)
-            ax.plot([x, x], [point.y.low * 100, point.y.high * 100], color=colour, linewidth=1.6)
+            for xs, ys in (
+                ([point.x.low * 100, point.x.high * 100], [y, y]),
+                ([x, x], [point.y.low * 100, point.y.high * 100]),
+            ):
+                ax.plot(xs, ys, color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
             for seed in point.x.per_seed.keys() & point.y.per_seed.keys():
                 seed_xy = point.x.per_seed[seed] * 100, point.y.per_seed[seed] * 100
-                ax.plot(*seed_xy, MARKERS[point.series], color=colour, markersize=2.5, alpha=0.55, zorder=2)
-            ax.plot(x, y, MARKERS[point.series], color=colour, markersize=7, markeredgecolor=_PAPER, zorder=3)
-        for name, offset in _label_places([(p.name, *_xy(p)) for p in points]).items():
-            ax.annotate(name, _xy(place[name]), xytext=offset, textcoords="offset points", va="center",
-                        ha="left" if offset[0] > 0 else "right", fontweight="bold",
-                        color=COLOURS[place[name].series])  # fmt: skip
+                ax.plot(*seed_xy, MARKERS[point.series], color=colour, markersize=2.2, markeredgewidth=0, zorder=2)
+            ax.plot(x, y, MARKERS[point.series], color=colour, markersize=6.5, markeredgewidth=0, zorder=3)
         ax.set(xlim=(-2, 104), ylim=(-2, 104), xlabel=x_label, ylabel=y_label)
         ax.set_aspect("equal")
 
-    return _svg(draw, columns=1, height=4.3, width=4.9)
+    return _svg(draw, columns=1, height=4.0, width=4.0)
 
 
 def _xy(point: Point) -> tuple[float, float]:
     assert point.y is not None
     return point.x.value * 100, point.y.value * 100
-
-
-def _label_places(points: Sequence[tuple[str, float, float]]) -> dict[str, tuple[float, float]]:
-    """An offset for each label, away from labels already there (greedy, in units of about one text line)."""
-    places: dict[str, tuple[float, float]] = {}
-    taken: list[tuple[float, float]] = []
-    for name, x, y in points:
-        sides = (11, -11) if x < 75 else (-11, 11)
-        options = [(side, up) for up in (9, -9, 22, -22, 35, -35) for side in sides]
-        free = [o for o in options if all(abs(x + o[0] - u) > 24 or abs(y + o[1] / 2.6 - v) > 5 for u, v in taken)]
-        places[name] = (free or options)[0]
-        taken.append((x + places[name][0], y + places[name][1] / 2.6))
-    return places
 
 
 def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, columns: int) -> str:
@@ -178,7 +166,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, columns: int)
             ax.set_xlabel(x_label)
 
     rows = -(-len(panels) // columns)
-    return _svg(draw, columns=columns, rows=rows, height=1.95 * rows + 0.25)
+    return _svg(draw, columns=columns, rows=rows, height=1.95 * rows + 0.2, gap=0.5)
 
 
 def _mean_line(lines: Sequence[Curve]) -> tuple[list[float], list[float]]:
@@ -197,14 +185,15 @@ def reliability(panels: Mapping[str, tuple[int, Sequence[Any]]]) -> str:
             most = max(b.num for b in bins)
             for b in bins:
                 colour = COLOURS[series]
-                ax.plot([b.predicted] * 2, [b.outcome_low, b.outcome_high], color=colour, linewidth=1.4)
+                ends = [b.outcome_low, b.outcome_high]
+                ax.plot([b.predicted] * 2, ends, color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
                 size = 3 + 5 * (b.num / most) ** 0.5
-                ax.plot(b.predicted, b.outcome, MARKERS[series], color=colour, markersize=size, markeredgecolor=_PAPER)
+                ax.plot(b.predicted, b.outcome, MARKERS[series], color=colour, markersize=size, markeredgewidth=0)
             ax.set(title=title, xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             ax.set(xlabel="predicted probability", aspect="equal")
         axes[0].set_ylabel("labelled probability")
 
-    return _svg(draw, columns=len(panels), height=2.75, width=min(7.4, 2.75 * len(panels) + 0.3))
+    return _svg(draw, columns=len(panels), height=2.75, width=min(7.4, 2.5 * len(panels) + 0.3), gap=0.4)
 
 
 def histograms(panels: Mapping[str, tuple[int, Sequence[int]]]) -> str:
@@ -220,7 +209,7 @@ def histograms(panels: Mapping[str, tuple[int, Sequence[int]]]) -> str:
             ax.grid(axis="x", visible=False)
         axes[0].set_ylabel("% of labels")
 
-    return _svg(draw, columns=len(panels), height=2.0, width=min(7.4, 3.2 * len(panels)), share_y=True)
+    return _svg(draw, columns=len(panels), height=2.0, width=min(7.4, 3.2 * len(panels)), share_y=True, gap=0.3)
 
 
 # --- from matplotlib to the page --------------------------------------------------------------------------------------
@@ -233,18 +222,27 @@ def _svg(
     height: float,
     rows: int = 1,
     width: float = 7.4,
+    left: float = 0.45,
+    bottom: float = 0.45,
+    gap: float = 0.35,
     share_y: bool = False,
 ) -> str:
-    """One <svg> element, the same bytes every time; sizes in inches."""
+    """One <svg> element, the same bytes every time. Sizes, margins and the gap between panels are in inches.
+
+    Margins are fixed rather than fitted, which takes half the time; text is laid out by the browser anyway.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with rc_context({**_STYLE, "svg.hashsalt": "cai"}):
-        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.08))
+        figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
-        axes = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
+        panel = (width - left - 0.15 - gap * (columns - 1)) / columns
+        depth = (height - bottom - 0.28 - 0.55 * (rows - 1)) / rows
+        axes = figure.subplots(rows, columns, sharey=share_y, squeeze=False, gridspec_kw={
+            "left": left / width, "right": 1 - 0.15 / width, "bottom": bottom / height, "top": 1 - 0.28 / height,
+            "wspace": gap / panel, "hspace": 0.55 / depth})  # fmt: skip
         draw(list(axes.flat))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

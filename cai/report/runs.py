@@ -83,7 +83,7 @@ class Policy:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders and name their arms. Raises DataError for a folder that holds no run."""
+    """Run folders, with their arms named, in order of arms and seeds. DataError for a folder that holds no run."""
     found = []
     for folder in folders:
         if not (folder / "run.json").is_file():
@@ -91,8 +91,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         settings = folder / "config.yaml"
         config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         found.append((folder, read_json(folder / "run.json"), config))
-    labels = _arm_labels([(folder.name, run) for folder, run, _ in found])
-    return [
+    labels = _arm_labels([(folder, run) for folder, run, _ in found])
+    runs = [
         Run(
             folder=folder,
             arm=label,
@@ -104,6 +104,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         )
         for (folder, run, config), label in zip(found, labels, strict=True)
     ]
+    return [run for own in by_arm(runs).values() for run in sorted(own, key=lambda run: run.seed)]
 
 
 def _output(name: str, entry: dict[str, Any], folder: Path) -> Output:
@@ -126,21 +127,34 @@ def _need(run: dict[str, Any], key: str, folder: Path) -> Any:
     return run[key]
 
 
-def _arm_labels(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """A label per run: the arm's name (or experiment), and the overrides that set it apart from others of that name."""
+def _arm_labels(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
+    """A label per run: the arm's name (or experiment), and the overrides that set it apart from others of that name.
+
+    Two runs of one arm and seed (the same command after an edit, say) are told apart by their folders; DataError if
+    even those have one name.
+    """
     overrides = [_overrides(run) for _, run in runs]
+    folders = [_seedless(folder.parent.name if folder.name == run.get("arm") else folder.name) for folder, run in runs]
     names = [
-        run.get("arm") or o.get("experiment") or _seedless(name) for (name, run), o in zip(runs, overrides, strict=True)
+        run.get("arm") or own.get("experiment") or folder
+        for (_, run), own, folder in zip(runs, overrides, folders, strict=True)
     ]
     labels = []
     for name, own in zip(names, overrides, strict=True):
         rivals = [o for n, o in zip(names, overrides, strict=True) if n == name]
         apart = [f"{k}={v}" for k, v in own.items() if k not in _NEUTRAL and any(o.get(k) != v for o in rivals)]
         labels.append(" ".join([_KNOWN_ARMS.get(name, name), *apart]))
-    # The same command twice gives the same arm; two runs of one seed can then only be told apart by their folders.
-    taken = Counter((label, run.get("seed")) for label, (_, run) in zip(labels, runs, strict=True))
-    clash = {label for (label, _), count in taken.items() if count > 1}
-    return [f"{x} ({_seedless(n)})" if x in clash else x for x, (n, _) in zip(labels, runs, strict=True)]
+    clash = {label for label, _ in _twice(labels, runs)}
+    labels = [f"{x} ({folder})" if x in clash else x for x, folder in zip(labels, folders, strict=True)]
+    for label, seed in _twice(labels, runs):
+        raise DataError(f"two runs are both {label!r} with seed {seed}; give them names (name=...) to compare them")
+    return labels
+
+
+def _twice(labels: Sequence[str], runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[tuple[str, int]]:
+    """Labels that more than one run of the same seed has."""
+    taken = Counter((label, run.get("seed", 0)) for label, (_, run) in zip(labels, runs, strict=True))
+    return [key for key, count in taken.items() if count > 1]
 
 
 def _overrides(run: dict[str, Any]) -> dict[str, str]:

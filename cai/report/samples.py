@@ -1,6 +1,6 @@
 """Texts for the reader's own eyes, drawn at random by a stated seed: responses, steps of revision, constitutions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,17 @@ from cai.report.runs import Output, Policy, Run
 from cai.report.words import figure
 from cai.types import Prompt, Response, Revision, Turn
 
-__all__ = ["Card", "Mark", "Reply", "Revised", "UsedConstitution", "constitutions", "revisions", "sample_sheet"]
+__all__ = [
+    "Card",
+    "Mark",
+    "Reply",
+    "Revised",
+    "UsedConstitution",
+    "constitutions",
+    "revision_counts",
+    "revisions",
+    "sample_sheet",
+]
 
 _NUM_CARDS: Final = 8
 _NUM_REVISED: Final = 3
@@ -139,6 +149,20 @@ def revisions(runs: Sequence[Run], seed: int) -> list[Revised]:
             own = tuple(sorted(steps[name], key=lambda r: r.step))
             found.append(Revised(run.arm if several else None, own[0].prompt.turns, own))
     return found
+
+
+def revision_counts(runs: Sequence[Run]) -> dict[str, int]:
+    """Steps of all different revise stages: how many, unchanged, not used, and by the reason for that."""
+    counts: Counter[str] = Counter()
+    seen: set[str] = set()
+    for run in runs:
+        output = run.outputs.get("revise")
+        if output is not None and output.fingerprint not in seen:
+            seen.add(output.fingerprint)
+            found = output.json("revise.json") or {}
+            counts.update({k: found[k] for k in ("num_revisions", "num_unchanged", "num_rejected") if k in found})
+            counts.update({f"rejected_{reason}": n for reason, n in (found.get("rejected") or {}).items()})
+    return dict(counts)
 
 
 def constitutions(runs: Sequence[Run]) -> list[UsedConstitution]:

@@ -97,7 +97,7 @@ _PANELS: Final = {
     "num_response_tokens": "Length, tokens",
     "harmful_compliance": "Harmful compliance",
     "helpful": "Helpfulness",
-    "explained_variance": "Value: explained variance",
+    "explained_variance": "Explained variance",
 }
 
 
@@ -164,7 +164,7 @@ def costs(runs: Sequence[Run]) -> list[Cost]:
             outputs[stage, output.fingerprint] = output if known is None or not output.cached else known
     groups: dict[tuple[str, tuple[str, ...]], list[Any]] = {}
     for key, arms in users.items():
-        groups.setdefault((key[0], tuple(sorted(set(arms)))), []).append(outputs[key])
+        groups.setdefault((key[0], tuple(dict.fromkeys(arms))), []).append(outputs[key])
     return [
         Cost(
             stage=stage,

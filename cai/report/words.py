@@ -1,6 +1,6 @@
 """Numbers and findings in words, with their uncertainty and no more certainty than that."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cai.report.labels import Labels
@@ -24,6 +24,7 @@ __all__ = [
 
 _SPACE: Final = "\u202f"  # narrow, no break
 _MINUS: Final = "\u2212"
+_NO_BREAK: Final = "\u00a0"
 _MARGIN: Final = 0.05  # rates whose difference is surely below this are called equal for practical purposes
 
 
@@ -53,7 +54,7 @@ def interval(estimate: Estimate, unit: str, decimals: int | None = None) -> str:
     """`[67.0, 75.2]`."""
     factor, usual = _scale(unit)
     places = usual if decimals is None else decimals
-    return f"[{plain(estimate.low * factor, places)}, {plain(estimate.high * factor, places)}]"
+    return f"[{plain(estimate.low * factor, places)},{_NO_BREAK}{plain(estimate.high * factor, places)}]"
 
 
 def with_interval(estimate: Estimate, unit: str) -> str:
@@ -63,8 +64,11 @@ def with_interval(estimate: Estimate, unit: str) -> str:
 
 
 def signed(estimate: Estimate, unit: str) -> str:
-    """A difference with its interval: `+3 points [-1, +6]`."""
-    value, bounds = signed_parts(estimate, unit, _places(estimate, unit))
+    """A difference with its interval: `+3 points [-1, +6]`; one decimal where a bound would be rounded to 0."""
+    places = _places(estimate, unit)
+    if unit == "%" and any(0 < abs(v) < 0.005 for v in (estimate.value, estimate.low, estimate.high)):
+        places = 1
+    value, bounds = signed_parts(estimate, unit, places)
     name = {"%": "points"}.get(unit, unit)
     return f"{value}{_SPACE + name if name else ''} {bounds}"
 
@@ -74,7 +78,7 @@ def signed_parts(estimate: Estimate, unit: str, decimals: int | None = None) -> 
     factor, usual = _scale(unit)
     places = usual if decimals is None else decimals
     value, low, high = (_sign(plain(v * factor, places)) for v in (estimate.value, estimate.low, estimate.high))
-    return value, f"[{low}, {high}]"
+    return value, f"[{low},{_NO_BREAK}{high}]"
 
 
 def _places(estimate: Estimate, unit: str) -> int | None:
@@ -100,43 +104,46 @@ def findings(policies: Sequence[Policy], measures: Measures, rates: Sequence[Win
     side = [_level(known[n], policies, measures) for n in ("over_refusal", "evasive_share", "garbled") if n in known]
     if any(side):
         items.append(("Side effects", " ".join(s for s in side if s)))
+    items.append(("Against SL-CAI", _against_sl_cai(policies, rates)))
     for first, second in pairs_of_arms(policies):
         items.append((f"{first.name} against {second.name}", _rivals(first, second, measures, rates)))
     return [(heading, text) for heading, text in items if text]
 
 
 def _course(column: Column, policies: Sequence[Policy], measures: Measures) -> str:
-    """How a measure moved along the recipe: base, SL-CAI, then each arm."""
+    """How a measure moved along the recipe: from base to SL-CAI, then with each arm."""
     shown = {
         p.name: with_interval(measures.figures[p.name][column.name], column.unit)
         for p in policies
         if column.name in measures.figures[p.name]
     }
-    sentences = []
-    before: dict[str, list[Policy]] = {
-        "sl_cai": [p for p in policies if p.kind == "base"],
-        "policy": [p for p in policies if p.kind == "sl_cai"],
-    }
-    for policy in policies:
-        if policy.name not in shown:
-            continue
-        earlier = [p for p in before.get(policy.kind, ()) if p.name in shown and p.arm in (None, policy.arm)]
-        if not earlier:
-            sentences.append(f"{policy.name} is at {shown[policy.name]}.")
-            continue
-        found = measures.difference(policy.name, earlier[0].name, column.name)
-        sentences.append(_step(policy.name, earlier[0].name, shown[policy.name], column, found))
+    known = [p for p in policies if p.name in shown]
+    sentences = [f"{p.name} is at {shown[p.name]}." for p in known if p.kind == "base"]
+    for kind, earlier in (("sl_cai", "base"), ("policy", "sl_cai")):
+        moved: dict[str, list[str]] = {}
+        for policy in (p for p in known if p.kind == kind):
+            from_ = next((p for p in known if p.kind == earlier and p.arm in (None, policy.arm)), None)
+            found = measures.difference(policy.name, from_.name, column.name) if from_ else None
+            moved.setdefault(_move(found), []).append(policy.name)
+        sentences += [_moved(move, names, shown) for move, names in moved.items()]
     return " ".join(sentences)
 
 
-def _step(name: str, earlier: str, shown: str, column: Column, found: Difference | None) -> str:
+def _move(found: Difference | None) -> str:
     if found is None:
-        return f"{name} is at {shown}."
-    change = signed(found.estimate, column.unit)
+        return ""
     if not found.estimate.excludes_zero:
-        return f"{name} is at {shown}: no difference from {earlier} was detected ({change})."
-    verb = "raises" if found.estimate.value > 0 else "lowers"
-    return f"{name} {verb} it to {shown} (from {earlier}: {change})."
+        return f"no difference from {found.second} detected"
+    return "raises" if found.estimate.value > 0 else "lowers"
+
+
+def _moved(move: str, names: Sequence[str], shown: Mapping[str, str]) -> str:
+    """`RLHF lowers it to 5 % [3, 7], RLAIF to 3 % [2, 4].`"""
+    if move not in ("raises", "lowers"):
+        levels = joined([f"{name} is at {shown[name]}" for name in names])
+        return f"{levels}{': ' + move if move else ''}."
+    first, *rest = names
+    return joined([f"{first} {move} it to {shown[first]}", *(f"{name} to {shown[name]}" for name in rest)]) + "."
 
 
 def _level(column: Column, policies: Sequence[Policy], measures: Measures) -> str:
@@ -149,6 +156,23 @@ def _level(column: Column, policies: Sequence[Policy], measures: Measures) -> st
     return f"{column.label}: {joined(at)}." if at else ""
 
 
+def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate]) -> str:
+    """Win rates of the trained policies over the one they were trained from, by each judge."""
+    early = {p.name for p in policies if p.kind == "sl_cai"}
+    sentences = []
+    for judge in dict.fromkeys(rate.judge for rate in rates):
+        won = [
+            f"{r.first} wins {with_interval(r.estimate, '%')}" for r in rates if r.judge == judge and r.second in early
+        ]
+        if won:
+            sentences.append(f"{_by(judge)}, {joined(won)} of pairs (ties count half).")
+    return " ".join(sentences)
+
+
+def _by(judge: str) -> str:
+    return "By the gold score" if judge == "gold" else f"By the {judge}"
+
+
 def _rivals(first: Policy, second: Policy, measures: Measures, rates: Sequence[WinRate]) -> str:
     """Two arms: the primary measures, paired, and who wins more often."""
     known = {c.name: c for c in measures.columns}
@@ -159,7 +183,7 @@ def _rivals(first: Policy, second: Policy, measures: Measures, rates: Sequence[W
             column = known[name]
             parts.append(f"{column.label} {signed(found.estimate, column.unit)}: {verdict(found, column)}.")
     for rate in rates:
-        if {rate.first, rate.second} == {first.name, second.name}:
+        if (rate.first, rate.second) == (first.name, second.name):
             parts.append(_winner(rate))
     return " ".join(parts)
 
@@ -180,11 +204,9 @@ def verdict(found: Difference, column: Column) -> str:
 
 
 def _winner(rate: WinRate) -> str:
-    judge = {"gold": "By the gold score"}.get(rate.judge, f"By the {rate.judge}")
-    shown = with_interval(rate.estimate, "%")
-    if rate.estimate.low <= 0.5 <= rate.estimate.high:
-        return f"{judge}, {rate.first} wins {shown} of prompts, ties counted half: no preference detected."
-    return f"{judge}, {rate.first} wins {shown} of prompts, ties counted half."
+    undecided = rate.estimate.low <= 0.5 <= rate.estimate.high
+    shown = f"{_by(rate.judge)}, {rate.first} wins {with_interval(rate.estimate, '%')} of pairs"
+    return f"{shown}{': no preference detected' if undecided else ''}."
 
 
 def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> list[tuple[str, str]]:
