@@ -107,7 +107,7 @@ def parse_file(path: Path) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlProblem(mark.line + 1 if mark else 1, f"not valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parser in Python trips over some escapes
         raise YamlProblem(1, f"not valid YAML: {str(error).splitlines()[0]}") from None
 
 
@@ -191,7 +191,9 @@ class Checker:
     def mapping(self, node: Node, key: str, known: Collection[str], required: Collection[str]) -> dict[str, Node]:
         """The values by key; keys that are unknown, doubled or missing are problems."""
         if not isinstance(node, Mapping):
-            self.add(node.line, key, f"must have the keys {', '.join(required)}; got {describe(node)}")
+            self.add(
+                node.line, key, f"must be a mapping with the keys {', '.join(required or known)}; got {describe(node)}"
+            )
             return {}
         values: dict[str, Node] = {}
         for name, value in node.entries:
@@ -226,6 +228,9 @@ class Checker:
             return None
         if not node.text.strip():
             self.add(node.line, key, "must not be empty")
+            return None
+        if found := _UNPRINTABLE.search(node.text):  # written as an escape
+            self.add(node.line, key, f"control character U+{ord(found[0]):04X} is not allowed")
             return None
         return node.text.strip()
 

@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai import constitution as module
+from cai import strict_yaml
 from cai.constitution import Constitution, Principle, check, load
 from cai.errors import ConstitutionError
 
@@ -82,6 +84,7 @@ def test_everything_of_a_file_is_read_and_text_is_literal(tmp_path: Path) -> Non
         ("Be kind.", "{{ x }}", "5: a key must be text"),
         ("Be kind.", '"Be', "16: not valid YAML: "),
         ("examples:", "---\nexamples:", "14: a second document starts here"),
+        ("Be kind.", '"bell \\a"', "5: principles[0].statement: control character U+0007 is not allowed"),
         ("Be kind.", "bell \x07", "5: control character U+0007 is not allowed"),
     ],
 )
@@ -146,6 +149,14 @@ def test_a_mutated_file_is_either_valid_or_one_line(
     for problem in check(str(path)):
         assert problem.startswith(f"{path}:")
         assert "\n" not in problem
+
+
+def test_the_parser_in_python_refuses_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_yaml, "_LOADER", yaml.SafeLoader)  # where PyYAML was built without libyaml
+    assert load(written(tmp_path, GOOD)).name == "test"
+    for text in ("a: " + "[" * 50, "a: &a b", "a: !x b", 'a: "\\U0011ffff"', "- ? : -", '"Be'):
+        (problem,) = check(written(tmp_path, text))
+        assert problem.startswith(str(tmp_path / "c.yaml:1: "))
 
 
 def test_names_are_looked_up_in_the_users_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
