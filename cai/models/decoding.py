@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from cai.errors import ModelError
+from cai.models.llama import LlamaStep
 from cai.models.masks import blocked, takes_masks
 
 __all__ = ["Decoded", "Work", "common_prefix", "draw", "sample", "uniforms"]
 
 _KEEP = 0.9  # finished rows are dropped when fewer than this share of the batch is alive
 _CHECK_EVERY = 8  # steps between looks at who has finished, where a look makes the host wait for the GPU
+_GROWTH = 16  # tokens of room; more spreads keys over memory that the processor's cache could hold
 _WORTH_SHARING = 8  # tokens; a shorter common prefix costs more than it saves
 
 
@@ -186,12 +188,9 @@ class _Rows:
 
 
 class _Buffer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, written into memory taken once: growing by a token copies nothing else."""
+    """Keys and values of one layer in memory that grows a few tokens at a time, not with a copy of all per token."""
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.capacity = capacity
-        self.memory: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+    memory: tuple[Tensor, Tensor]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -199,32 +198,38 @@ class _Buffer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Append along the second last axis of (B, heads, tokens, size); returns all keys and all values."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.memory = self._room(key_states, len(key_states)), self._room(value_states, len(value_states))
-        self.memory[0][:, :, start:end] = key_states
-        self.memory[1][:, :, start:end] = value_states
+        if self.keys is None or self.values is None:
+            self.is_initialized, self.dtype, self.device = True, key_states.dtype, key_states.device
+            self.memory = _grown(key_states, end), _grown(value_states, end)
+        else:
+            if end > self.memory[0].shape[-2]:
+                self.memory = _grown(self.keys, end), _grown(self.values, end)
+            self.memory[0][:, :, start:end] = key_states
+            self.memory[1][:, :, start:end] = value_states
         self.keys, self.values = self.memory[0][:, :, :end], self.memory[1][:, :, :end]
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Go on with the rows `beam_idx`, in that order; a row may be wanted more than once."""
         if self.keys is not None and self.values is not None:
-            keys, values = self.keys[beam_idx], self.values[beam_idx]
-            self.memory = self._room(keys, len(keys)), self._room(values, len(values))
-            self.memory[0][:, :, : keys.shape[-2]], self.memory[1][:, :, : keys.shape[-2]] = keys, values
-            self.keys = self.memory[0][:, :, : keys.shape[-2]]
-            self.values = self.memory[1][:, :, : keys.shape[-2]]
+            end = self.get_seq_length()
+            self.memory = _grown(self.keys[beam_idx], end), _grown(self.values[beam_idx], end)
+            self.keys, self.values = self.memory[0][:, :, :end], self.memory[1][:, :, :end]
 
-    def _room(self, like: Tensor, rows: int) -> Tensor:
-        return like.new_empty((rows, like.shape[1], self.capacity, like.shape[3]))
+
+def _grown(states: Tensor, length: int) -> Tensor:
+    """A copy of `states` (B, heads, tokens, size) with room for `length` tokens and some more."""
+    batch, heads, tokens, size = states.shape
+    memory = states.new_empty((batch, heads, length + _GROWTH, size))
+    memory[:, :, :tokens] = states
+    return memory
 
 
 class _Cached:
     """A model that has read all but the last token of B prompts, and takes one token per row and step from there.
 
     Prompts are padded on the right: what is real never sees the padding, which only leaves holes between prompt and
-    continuation. `mask` (B, 1, 1, capacity) shuts the holes out; without any, no mask is needed.
+    continuation. `mask` (B, 1, 1, W + max_new_tokens) shuts the holes out; without any, no mask is needed.
     """
 
     def __init__(
@@ -237,12 +242,14 @@ class _Cached:
         self.mask: Tensor | None = None
         self.positions: Tensor | None = None
         self.cache: Cache = DynamicCache(config=model.config)
+        self.quick: LlamaStep | None = None
         if takes_masks(model):
-            capacity = self.width + max_new_tokens
-            self.cache = Cache(layers=[_Buffer(capacity) for _ in self.cache.layers])
+            self.cache = Cache(layers=[_Buffer() for _ in self.cache.layers])  # type: ignore[no-untyped-call]
             self.positions = torch.tensor(widths, device=model.device)[:, None]
+            if isinstance(model, LlamaForCausalLM) and LlamaStep.fits(model):
+                self.quick = LlamaStep(model)
             if min(widths) < self.width:
-                columns = torch.arange(capacity, device=model.device)
+                columns = torch.arange(self.width + max_new_tokens, device=model.device)
                 holes = (columns >= self.positions) & (columns < self.width)
                 self.mask = torch.zeros(holes.shape, dtype=model.dtype, device=model.device)
                 self.mask = self.mask.masked_fill_(holes, blocked(model.dtype))[:, None, None]
@@ -279,14 +286,14 @@ class _Cached:
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) of what follows `tokens` (B), which are read into the cache."""
         settings: dict[str, object] = {"past_key_values": self.cache, "use_cache": True}
-        if self.positions is not None:
-            settings["position_ids"] = self.positions
-        if self.mask is not None:
-            settings["attention_mask"] = self.mask[..., : self.cache.get_seq_length() + 1]
-        logits: Tensor = self.model(input_ids=tokens[:, None], **settings).logits[:, -1]
-        if self.positions is not None:
-            self.positions = self.positions + 1
-        return logits
+        if self.positions is None:
+            return self.model(input_ids=tokens[:, None], **settings).logits[:, -1]  # type: ignore[no-any-return]
+        mask = None if self.mask is None else self.mask[..., : self.cache.get_seq_length() + 1]
+        positions, self.positions = self.positions, self.positions + 1
+        if self.quick is not None:
+            return self.quick(tokens, positions, self.cache, mask)
+        settings |= {"position_ids": positions, "attention_mask": mask}
+        return self.model(input_ids=tokens[:, None], **settings).logits[:, -1]  # type: ignore[no-any-return]
 
     def select(self, keep: Tensor) -> None:
         """Go on with the rows `keep`, numbers among the present ones."""
