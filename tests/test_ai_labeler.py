@@ -270,6 +270,13 @@ def test_labels_do_not_depend_on_where_a_run_was_cut(workdir: Path, monkeypatch:
         assert asked % 14 == 0 and (asked < 11 * 14 or cut < len(data) / 2), "whole chunks, and only those not done"
 
 
+def test_words_that_the_judge_does_not_know_are_named(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = FunctionEngine()
+    engine.usage.unknown = {f"word{i:02}": 1 + (i == 7) for i in range(12)}
+    list(labeler(workdir, engine).label(random_comparisons(1)))
+    assert "does not know these words: word07, word00, " in capsys.readouterr().err
+
+
 def test_texts_are_all_that_labels_depend_on(workdir: Path) -> None:
     texts = labeler(workdir, FunctionEngine()).texts()
     assert texts.keys() == {"constitution", "prompts/judge", "judge"}

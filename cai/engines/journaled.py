@@ -1,5 +1,6 @@
 """Generation that survives being killed: responses go to a journal as they finish."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from cai.progress import progress
 from cai.records import Journal
 from cai.types import Response
 
-__all__ = ["cost_facts", "generate_journaled", "trimmed"]
+__all__ = ["cost_facts", "generate_journaled", "tell_unknown", "trimmed"]
 
 _BUFFER = 128  # texts per write and fsync
+_NAMED = 10  # unknown words that are named
 
 
 def generate_journaled(
@@ -53,6 +55,14 @@ def generate_journaled(
 def trimmed(responses: Sequence[Response]) -> list[Response]:
     """The responses without the white space around their texts, which is the chat template's business."""
     return [replace(response, text=response.text.strip()) for response in responses]
+
+
+def tell_unknown(usage: Usage, title: str) -> None:
+    """Say on stderr which words of its prompts the model's vocabulary lacks, the most frequent first."""
+    if usage.unknown:
+        words = sorted(usage.unknown, key=lambda word: (-usage.unknown[word], word))
+        more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+        print(f"{title}: the model does not know these words: {', '.join(words[:_NAMED])}{more}", file=sys.stderr)
 
 
 def cost_facts(usage: Usage) -> dict[str, float]:

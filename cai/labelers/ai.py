@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cai.constitution import Constitution, Principle
 from cai.engines.base import Engine, EngineFactory
-from cai.engines.journaled import cost_facts
+from cai.engines.journaled import cost_facts, tell_unknown
 from cai.errors import LabelerError
 from cai.labelers.slots import Slots, ask, read
 from cai.models.digest import model_digest
@@ -104,6 +104,7 @@ class AILabeler:
             chunk = comparisons[start : start + _CHUNK]
             if not all(comparison.id in done for comparison in chunk):
                 yield from (judgment for judgment in self._judge(chunk) if judgment.comparison_id not in done)
+        tell_unknown(self._engine.usage, "label")
 
     def facts(self) -> dict[str, float]:
         """What the judge has cost so far: tokens read and made, FLOPs, words it does not know."""

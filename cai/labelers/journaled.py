@@ -10,32 +10,33 @@ from cai.types import Comparison, Judgment
 
 __all__ = ["label_journaled"]
 
-_BUFFER = 256  # comparisons per write and fsync
+_BUFFER = 256  # judgments per write and fsync
 
 
 def label_journaled(labeler: Labeler, comparisons: Sequence[Comparison], path: Path, *, title: str) -> list[Judgment]:
     """Every judgment of every comparison, in the order of `comparisons`, going on from the journal at `path`.
 
-    A torn write may have kept the first judgment of its last comparison and lost the second, so that comparison is
-    judged again and only what is missing is added.
+    The journal may hold the first judgment of its last comparison and not the second, so that comparison is judged
+    again and only what is missing is added.
     """
     journal = Journal(path, Judgment)
     judgments = {judgment.id: judgment for judgment in journal.read()}
     ids = list(dict.fromkeys(judgment.comparison_id for judgment in judgments.values()))
     done = frozenset(ids[:-1])
-    buffer: dict[str, Judgment] = {}
+    buffer: list[Judgment] = []
     with progress(title, total=len(comparisons), unit="comparisons") as bar:
         bar.advance(len(done))
-        current, waiting = None, 0
+        current = None
         for judgment in labeler.label(comparisons, done=done):
             if judgment.comparison_id != current:
-                current, waiting = judgment.comparison_id, waiting + 1
+                current = judgment.comparison_id
                 bar.advance()
-                if waiting > _BUFFER:
-                    journal.append(buffer.values())
-                    buffer, waiting = {}, 1
             if judgment.id not in judgments:
-                judgments[judgment.id] = buffer[judgment.id] = judgment
-        journal.append(buffer.values())
+                judgments[judgment.id] = judgment
+                buffer.append(judgment)
+            if len(buffer) == _BUFFER:
+                journal.append(buffer)
+                buffer = []
+        journal.append(buffer)
     place = {comparison.id: number for number, comparison in enumerate(comparisons)}
     return sorted(judgments.values(), key=lambda judgment: place[judgment.comparison_id])

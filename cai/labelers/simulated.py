@@ -87,9 +87,7 @@ class SimulatedLabeler:
         gold = [[next(scores) for _ in comparison.responses] for comparison in comparisons]
         for comparison, values in zip(comparisons, gold, strict=True):
             if not all(map(math.isfinite, values)):
-                raise LabelerError(
-                    f"column: {self._column!r} has no number for comparison {comparison.id!r}: {values}"
-                )
+                raise LabelerError(f"column: {self._column!r} has no number for comparison {comparison.id!r}: {values}")
         return gold
 
     def _people(self, comparison: Comparison) -> list[int]:

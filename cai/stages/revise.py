@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 from cai.constitution import Constitution, Principle
 from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled, trimmed
+from cai.engines.journaled import cost_facts, generate_journaled, tell_unknown, trimmed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered, TextSlot
@@ -102,6 +102,7 @@ class Revise:
         write_records(output / "revisions.jsonl", by_prompt)
         write_records(output / "sft.jsonl", [*revised, *demonstrations])
         write_json(output / "revise.json", {**counts, "num_sft": len(revised) + len(demonstrations)})
+        tell_unknown(run.engine.usage, "revise")
         totals = {name: float(value) for name, value in counts.items() if isinstance(value, int)}
         return {**totals, **cost_facts(run.engine.usage)}
 
