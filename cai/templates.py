@@ -6,7 +6,7 @@ and values are never template source. The sandbox, the short list of allowed con
 template from doing anything but putting text together.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -148,14 +148,8 @@ class Templates:
                 elif id(node) not in in_output:
                     yield node.lineno, f"{called} must stand alone: {{{{ {called}(...) }}}}"
             elif isinstance(node, nodes.Include):
-                yield from self._include_problems(node)
+                yield from _include_problems(node, self._files)
         yield from _block_problems(tree)
-
-    def _include_problems(self, node: nodes.Include) -> Iterator[tuple[int, str]]:
-        if not isinstance(node.template, nodes.Const) or not isinstance(node.template.value, str):
-            yield node.lineno, "include needs the name of one file in quotes"
-        elif node.template.value not in self._files:
-            yield node.lineno, unknown("included file", node.template.value, self._files)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -188,6 +182,13 @@ def _walk(node: nodes.Node) -> Iterator[nodes.Node]:
 
 def _includes(tree: nodes.Template) -> list[str]:
     return [name for name in meta.find_referenced_templates(tree) if name is not None]
+
+
+def _include_problems(node: nodes.Include, files: Collection[str]) -> Iterator[tuple[int, str]]:
+    if not isinstance(node.template, nodes.Const) or not isinstance(node.template.value, str):
+        yield node.lineno, "include needs the name of one file in quotes"
+    elif node.template.value not in files:
+        yield node.lineno, unknown("included file", node.template.value, files)
 
 
 def _block_problems(tree: nodes.Template) -> Iterator[tuple[int, str]]:
