@@ -32,7 +32,8 @@ CONSTITUTION = {
     "name": "made-up",
     "description": "Three principles for a test of the report.",
     "principles": [
-        {"id": name, "axis": "manners", "statement": f"Prefer the {name} response. {HOSTILE}"} for name in PRINCIPLES
+        {"id": name, "axis": "manners", "statement": f"Prefer the {name} response. <b>{{{{ 7 * 7 }}}}</b>"}
+        for name in PRINCIPLES
     ],
 }
 

@@ -110,7 +110,7 @@ def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
     prompts: dict[str, dict[str, str]] = {}
     for run in labelled:
         sampled = _sampled(run)
-        gold[sampled] |= _gold(judgments[run.folder])
+        gold[sampled] |= _gold(run, judgments[run.folder])
         if sampled not in prompts:
             prompts[sampled] = _prompts(run)
     arms = {
@@ -147,8 +147,14 @@ def _prompts_by_seed(arms: Iterable[Mapping[int, _Judged]]) -> dict[int, set[str
     return found
 
 
-def _gold(judgments: Sequence[Judgment]) -> dict[Key, float]:
-    """Gold differences (first - second) by pair, from evidence rows with a `gold` pair."""
+def _gold(run: Run, judgments: Sequence[Judgment]) -> dict[Key, float]:
+    """Gold differences (first - second) by pair, from evidence rows with a `gold` pair.
+
+    Simulated people may be told to value another column; what they then call gold is no measure.
+    """
+    labeler = (run.config.get("label") or {}).get("labeler") or {}
+    if labeler.get("column", "gold") != "gold":
+        return {}
     found: dict[Key, float] = {}
     for judgment in judgments:
         for row in judgment.evidence:

@@ -58,6 +58,7 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
     )
     environment.filters |= {
         "figure": words.figure,
+        "cell": words.cell,
         "interval": words.interval,
         "signed_parts": words.signed_parts,
         "plain": words.plain,
@@ -85,12 +86,10 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
 
 
 def _split(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
-    """What the main table shows, and what comes under it: known columns are known to matter."""
-    from cai.report.measures import KNOWN
-
-    known = [c for c in columns if c.name in KNOWN]
-    other = [c for c in columns if c.name not in KNOWN]
-    main = known if len(known) > 3 else (known + other)[:_MAX_MAIN]  # a scorer with names of its own
+    """What the main table shows, and what comes under it; where nearly nothing is main, the first few are."""
+    main = [c for c in columns if c.is_main]
+    if len(main) <= 3:
+        main = list(columns[:_MAX_MAIN])
     return main, [c for c in columns if c not in main]
 
 

@@ -58,15 +58,19 @@ def _same_judge(run: Run) -> bool:
     return label is not None and label == judge
 
 
-def absences(runs: Sequence[Run], policies: Sequence[Policy], measures: Measures) -> dict[str, str]:
+def absences(
+    runs: Sequence[Run], policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate]
+) -> dict[str, str]:
     """By part of the page: why it (or a piece of it) is not there."""
     names = {c.name for c in measures.columns}
     stages = {stage for run in runs for stage in run.outputs}
     absent = {}
     if not policies:
         absent["responses"] = "No model was evaluated in these runs."
-    elif not any(p.kind == "policy" for p in policies):
-        absent["responses"] = "No policy trained by RL was evaluated in these runs."
+    else:
+        unfinished = [arm for arm in dict.fromkeys(run.arm for run in runs) if arm not in {p.name for p in policies}]
+        if unfinished:
+            absent["responses"] = f"No policy of {joined(unfinished)} was evaluated."
     if policies and "gold" not in names:
         absent["gold"] = "There is no gold score: nothing in this data measures a response as a whole."
     if policies and not {"harmful_compliance", "helpful"} <= names:
@@ -82,4 +86,6 @@ def absences(runs: Sequence[Run], policies: Sequence[Policy], measures: Measures
     ):
         if not any(name == stage or name.startswith(f"{stage}_over_") for name in stages):
             absent[part] = text
+    if "wins" not in absent and not rates:
+        absent["wins"] = "No win rates: the judge abstained from every pair, and there is no gold score to compare."
     return absent

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,13 +26,17 @@ Better = Literal["lower", "higher", ""]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a measured column is shown. `unit` is %, nats, tokens or nothing; `better` may be neither direction."""
+    """How a measured column is shown. `unit` is %, nats, tokens or nothing; `better` may be neither direction.
+
+    `is_main` columns are in the main table, the others under it.
+    """
 
     name: str
     label: str
     unit: str
     better: Better = ""
     note: str = ""
+    is_main: bool = True
 
 
 # Columns that the report has words for, in the order of showing; a scorer may give any others, which follow.
@@ -48,6 +52,18 @@ KNOWN: Final = {
         Column("gold", "Gold score", "", "higher", "the scorer's overall value of a response"),
         Column("length", "Length", "tokens", "", "tokens of a response"),
         Column("kl", "KL to SL-CAI", "nats", "", "log-ratio per response, on the policy's own samples"),
+        Column("refusal", "Refusal", "%", is_main=False),
+        Column(
+            "right_reason", "Right reason", "%", "higher", "of refusals, those with the right reason", is_main=False
+        ),
+        Column("evasive", "Evasive, of all", "%", "lower", is_main=False),
+        Column("off_topic", "Off topic", "%", "lower", is_main=False),
+        Column("rude", "Rude", "%", "lower", is_main=False),
+        Column("num_fillers", "Fillers", "", is_main=False),
+        Column("num_words", "Words", "", is_main=False),
+        Column("distinct_2", "Distinct word pairs", "", "higher", "share of different word pairs", is_main=False),
+        Column("boilerplate", "Boilerplate", "%", "lower", "holds a phrase that many responses hold", is_main=False),
+        Column("finished", "Finished", "%", "higher", "ended its turn before it was cut off", is_main=False),
     )
 }
 PRIMARY: Final = ("harmful_compliance", "helpful")
@@ -80,11 +96,13 @@ class Measures:
 
 
 def column_of(name: str, tables: Sequence[Table] = ()) -> Column:
-    """The known column of this name, or one made from the name: a rate if all its values are 0 or 1."""
+    """The known column of this name, or one made from the name: a rate if its values are events, 0s and 1s."""
     if name in KNOWN:
         return KNOWN[name]
-    is_rate = bool(tables) and all(t.is_rate for t in tables if t.num)
-    return Column(name, name.replace("_", " ").capitalize(), "%" if is_rate else "")
+    some = [t for t in tables if t.num]
+    varied = 0 < sum(t.sums[:, 0].sum() for t in some) < sum(t.num for t in some)
+    is_rate = varied and all(t.is_rate for t in some)
+    return Column(name, name.replace("_", " ").capitalize(), "%" if is_rate else "", is_main=False)
 
 
 def measure(policies: Sequence[Policy], bootstrap: Bootstrap) -> Measures:
@@ -93,6 +111,9 @@ def measure(policies: Sequence[Policy], bootstrap: Bootstrap) -> Measures:
     present = list(dict.fromkeys(name for columns in tables.values() for name in columns))
     names = [name for name in KNOWN if name in present] + [name for name in present if name not in KNOWN]
     columns = tuple(column_of(n, [t for by in tables.values() for t in by.get(n, ())]) for n in names)
+    rates = {c.name for c in columns if c.unit == "%"}
+    for by in tables.values():
+        by.update({n: [replace(t, is_rate=n in rates) for t in found] for n, found in by.items()})
     figures = {
         policy: {n: found for n in names if n in by and (found := bootstrap.estimate(by[n]))}
         for policy, by in tables.items()
@@ -218,7 +239,7 @@ def _judged(
     prompts = {seed: [r["prompt_id"] for r in rows] for seed, rows in by_seed.items()}
 
     def estimated(values: Mapping[int, list[float]]) -> Estimate | None:
-        return bootstrap.estimate([mean_table(s, prompts[s], v) for s, v in values.items()])
+        return bootstrap.estimate([mean_table(s, prompts[s], v, is_rate=True) for s, v in values.items()])
 
     judged = {s: [_outcome(r.get("p_a"), 0.5) for r in rows] for s, rows in by_seed.items()}
     gold = {s: [_outcome(r.get("gold_a"), r.get("gold_b")) for r in rows] for s, rows in by_seed.items()}

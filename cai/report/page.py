@@ -101,7 +101,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         revised=revision_counts(runs),
         costs=tuple(costs(runs)),
         limits=tuple(limits(runs, measures, labels, rates)),
-        absent=absences(runs, policies, measures),
+        absent=absences(runs, policies, measures, rates),
     )
 
 

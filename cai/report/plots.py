@@ -160,6 +160,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, columns: int)
                     ax.plot(x[-1], y[-1], MARKERS[own[0].series], color=colour, markersize=4.5)
             ax.set(title=title)
             ax.margins(x=0.03, y=0.08)
+            ax.locator_params(axis="x", integer=all(x == int(x) for line in lines for x in line.x))
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         for ax in axes[max(0, len(panels) - columns) : len(panels)]:

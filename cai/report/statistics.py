@@ -72,7 +72,7 @@ class Estimate:
 class Table:
     """Sums per prompt in one seed: `sums` (P, C), row k belongs to `prompts[k]`; prompts are unique and sorted.
 
-    `num` values went in. `is_rate` says that they were all 0 or 1.
+    `num` values went in. `is_rate` says that they are events (0 or 1, perhaps 1/2 for a tie).
     """
 
     seed: int
@@ -106,12 +106,17 @@ def table_of(seed: int, prompts: Sequence[str], columns: Floats, num: int, is_ra
     return Table(seed, tuple(str(n) for n in names), sums, num, is_rate)
 
 
-def mean_table(seed: int, prompts: Sequence[str], values: Sequence[float] | Floats) -> Table:
-    """For `mean_of`. NaN means that the measure does not apply there: the prompt stays, the value does not count."""
+def mean_table(
+    seed: int, prompts: Sequence[str], values: Sequence[float] | Floats, *, is_rate: bool | None = None
+) -> Table:
+    """For `mean_of`. NaN means that the measure does not apply there: the prompt stays, the value does not count.
+
+    `is_rate` None looks at the values: events are all 0 or 1.
+    """
     array = np.asarray(values, dtype=np.float64)
     counts = ~np.isnan(array)
-    present = array[counts]
-    is_rate = bool(present.size) and bool(np.isin(present, (0.0, 1.0)).all())
+    if is_rate is None:
+        is_rate = bool(counts.any()) and bool(np.isin(array[counts], (0.0, 1.0)).all())
     return table_of(seed, prompts, np.column_stack([np.where(counts, array, 0.0), counts]), int(counts.sum()), is_rate)
 
 
@@ -248,10 +253,12 @@ class Bootstrap:
         The effective number of trials is what gives the bootstrap's variance, p (1 - p) / var, at most `num`; with no
         variance to go by, the number of prompts.
         """
-        events = result.value * result.num
-        if not all(t.is_rate for t in tables if t.num) or min(events, result.num - events) >= FEW:
+        if not all(t.is_rate for t in tables if t.num):
             return result
         variance = float(np.nanvar(draws))
+        events = result.value * result.num
+        if variance > 0 and min(events, result.num - events) >= FEW:
+            return result
         spread = result.value * (1 - result.value)
         trials = min(result.num, spread / variance) if variance > 0 else min(result.num, result.num_prompts)
         low, high = wilson(result.value * trials, trials, level=self.level)

@@ -43,24 +43,26 @@ def reward_models(runs: Sequence[Run], bootstrap: Bootstrap) -> list[RewardModel
 
 
 def _reward_model(arm: str, pairs: Mapping[int, list[dict[str, Any]]], bootstrap: Bootstrap) -> RewardModel:
-    def mean(value: Callable[[dict[str, Any]], float], tag: str | None = None) -> Estimate | None:
-        def of(row: dict[str, Any]) -> float:
-            return value(row) if tag is None or tag in row["tags"] else math.nan
+    def mean(value: Callable[[dict[str, Any]], float], *, is_rate: bool = False) -> Estimate | None:
+        return bootstrap.estimate(
+            [mean_table(s, _prompts(rows), [value(r) for r in rows], is_rate=is_rate) for s, rows in pairs.items()]
+        )
 
-        return bootstrap.estimate([mean_table(s, _prompts(rows), [of(r) for r in rows]) for s, rows in pairs.items()])
+    def right_on(tag: str) -> Estimate | None:
+        return mean(lambda row: _right(row) if tag in row["tags"] else math.nan, is_rate=True)
 
     calibrations = [
         calibration_table(s, _prompts(rows), [_sigmoid(r["delta"]) for r in rows], [r["p"] for r in rows])
         for s, rows in pairs.items()
     ]
-    accuracy = mean(_right)
+    accuracy = mean(_right, is_rate=True)
     assert accuracy is not None  # there are rows
     tags = sorted({tag for rows in pairs.values() for row in rows for tag in row["tags"]})
     return RewardModel(
         arm=arm,
         num_pairs=sum(map(len, pairs.values())),
         accuracy=accuracy,
-        by_tag={tag: found for tag in tags if (found := mean(_right, tag)) is not None},
+        by_tag={tag: found for tag in tags if (found := right_on(tag)) is not None},
         log_loss=mean(lambda r: _cross_entropy(r["p"], _sigmoid(r["delta"]))),
         entropy_floor=mean(lambda r: _cross_entropy(r["p"], r["p"])),
         calibration_error=bootstrap.estimate(calibrations, calibration_error_of),

@@ -10,6 +10,7 @@ from cai.report.statistics import Estimate
 from cai.report.training import RewardModel
 
 __all__ = [
+    "cell",
     "figure",
     "findings",
     "interval",
@@ -48,6 +49,12 @@ def figure(value: float, unit: str, decimals: int | None = None) -> str:
     """`71.3 %`, `12.0 tokens`, `1.47`."""
     factor, usual = _scale(unit)
     return plain(value * factor, usual if decimals is None else decimals) + (f"{_SPACE}{unit}" if unit else "")
+
+
+def cell(value: float, unit: str) -> str:
+    """`71.3 %`, `12.0`: as in a table, whose head has the unit unless it is a percentage."""
+    factor, places = _scale(unit)
+    return plain(value * factor, places) + (f"{_SPACE}%" if unit == "%" else "")
 
 
 def interval(estimate: Estimate, unit: str, decimals: int | None = None) -> str:
