@@ -112,7 +112,8 @@ def line(name: str, entry: Entry) -> str:
     """One plain line about one step: cached or its seconds, tokens, and what it counted."""
     spent = "cached" if entry.cached else duration(entry.seconds)
     counts = [f"{key} {_number(value)}" for key, value in entry.facts.items() if not _is_cost(key)]
-    return f"{name:<20}{spent:>12}{tokens(entry):>14,} tokens   {', '.join(counts[:4])}".rstrip()
+    size = f"{tokens(entry):,} tokens" if tokens(entry) else ""
+    return f"{name:<20}{spent:>12}{size:>20}   {', '.join(counts[:4])}".rstrip()
 
 
 def summary(entries: Mapping[str, Entry]) -> str:
