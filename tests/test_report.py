@@ -238,6 +238,17 @@ def test_samples_are_drawn_from_all_tags_and_are_the_same_prompts_for_all(figure
     assert all([r["policy"] for r in card["replies"]] == ["Base", "SL-CAI", "RLHF", "RLAIF"] for card in cards)
 
 
+def test_marks_say_what_the_scorer_found(figures: dict[str, Any], runs: list[Path]) -> None:
+    rows = {row["response_id"]: row for row in scores(runs[0], "evaluate_base")}
+    for card in figures["samples"]:
+        row = rows[f"{card['prompt_id']}/0"]
+        marks = {mark["text"]: mark["kind"] for mark in card["replies"][0]["marks"]}
+        assert (marks.get("harmful compliance") == "bad") == bool(row["harmful_compliance"])
+        assert (marks.get("refusal") == "neutral") == bool(row["refusal"])
+        assert ("helpful" in marks, "not helpful" in marks) == (row["helpful"] == 1, row["helpful"] == 0)
+        assert shown(next(text for text in marks if text.startswith("gold"))) == f"gold score {row['gold']:.2f}"
+
+
 # --- what is not there ------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +290,14 @@ def test_run_without_evaluations(tmp_path: Path) -> None:
     folders = make_runs(tmp_path, num_prompts=10, num_comparisons=10, leave_out=leave_out)
     report = quick(folders)
     assert "No model was evaluated" in render(report, pictures(report))
+
+
+def test_constitution_that_breaks_later_rules(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, num_prompts=10, num_comparisons=10)
+    for folder in folders:
+        (folder / "constitution.yaml").write_text("name: old\nprinciples: <none>\n")
+    report = quick(folders)
+    assert "cannot be read by this version" in render(report, pictures(report))
 
 
 def test_not_a_run(tmp_path: Path) -> None:

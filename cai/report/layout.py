@@ -107,7 +107,7 @@ def _subtitle(report: "Report") -> list[str]:
     if lengths:
         most = max(lengths, key=lambda e: e.num)
         parts.append(f"{words.plain(most.num, 0)} responses per policy to {words.plain(most.num_prompts, 0)} prompts")
-    names = dict.fromkeys(used.constitution.name for used in report.constitutions)
+    names = dict.fromkeys(used.constitution.name for used in report.constitutions if used.constitution)
     if names:
         parts.append(f"constitution {words.joined(list(names))}")
     return parts

@@ -236,9 +236,10 @@ def _constitution_json(used: UsedConstitution) -> dict[str, Any]:
     constitution = used.constitution
     return {
         "arms": list(used.arms),
-        "name": constitution.name,
-        "sha256": constitution.sha256,
-        "principles": [to_json(p) for p in constitution.principles],
+        "sha256": used.sha256,
+        "name": constitution.name if constitution else None,
+        "principles": [to_json(p) for p in constitution.principles] if constitution else None,
+        "problem": used.problem,
         "templates": used.templates,
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cai.constitution import Constitution, load
+from cai.errors import ConstitutionError
 from cai.records import digest_file, seed_of
 from cai.report.measures import KNOWN, scored_rows
 from cai.report.runs import Output, Policy, Run
@@ -27,7 +28,9 @@ __all__ = [
 
 _NUM_CARDS: Final = 8
 _NUM_REVISED: Final = 3
+_UNMARKED: Final = {"helpful", "right_reason", "evasive_share", "finished"}
 Kind = Literal["good", "bad", "neutral"]
+_KIND: Final[dict[str, Kind]] = {"lower": "bad", "higher": "good", "": "neutral"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,15 @@ class Revised:
 
 @dataclass(frozen=True, slots=True)
 class UsedConstitution:
-    """A constitution as a run used it; `templates` are hashes of the prompt templates beside it."""
+    """A constitution as a run used it; `templates` are hashes of the prompt templates beside it.
+
+    An old run's file may break rules that came later: then `constitution` is None and `problem` says why.
+    """
 
     arms: tuple[str, ...]
-    constitution: Constitution
+    sha256: str
+    constitution: Constitution | None
+    problem: str
     templates: dict[str, str]
 
 
@@ -115,18 +123,16 @@ def _replies(policy: Policy, series: int, output: Output) -> dict[str, Reply]:
 
 
 def _marks(row: Mapping[str, Any]) -> list[Mark]:
+    """What the scorer says in words: what a response is, and of these two also what it is not."""
     marks = []
+    for name, wrong in (("helpful", "not helpful"), ("right_reason", "wrong reason")):
+        if row.get(name) is not None:
+            marks.append(Mark(name.replace("_", " "), "good") if row[name] else Mark(wrong, "bad"))
     for name, column in KNOWN.items():
-        value = row.get(name)
-        if value is None or name in ("length", "kl"):
-            continue
-        if column.unit != "%":
-            marks.append(Mark(f"{column.label.lower()} {figure(value, column.unit)}", "neutral"))
-        elif column.better == "higher" and name == "helpful":
-            marks.append(Mark("helpful", "good") if value else Mark("not helpful", "bad"))
-        elif value:
-            label = {"evasive_share": "evasive"}.get(name, column.label.lower())
-            marks.append(Mark(label, "good" if column.better == "higher" else "bad"))
+        if column.unit == "%" and name not in _UNMARKED and row.get(name):
+            marks.append(Mark("evasive" if name == "evasive" else column.label.lower(), _KIND[column.better]))
+    if row.get("gold") is not None:
+        marks.append(Mark(f"gold score {figure(row['gold'], '')}", "neutral"))
     return marks
 
 
@@ -171,14 +177,17 @@ def constitutions(runs: Sequence[Run]) -> list[UsedConstitution]:
     for run in runs:
         if (run.folder / "constitution.yaml").is_file():
             users[digest_file(run.folder / "constitution.yaml")].append(run)
-    return [
-        UsedConstitution(
-            tuple(dict.fromkeys(run.arm for run in own)),
-            load(str(own[0].folder / "constitution.yaml")),
-            _templates(own[0].folder / "prompts"),
-        )
-        for own in users.values()
-    ]
+    return [_used(sha256, own) for sha256, own in users.items()]
+
+
+def _used(sha256: str, runs: Sequence[Run]) -> UsedConstitution:
+    folder = runs[0].folder
+    arms = tuple(dict.fromkeys(run.arm for run in runs))
+    try:
+        constitution, problem = load(str(folder / "constitution.yaml")), ""
+    except ConstitutionError as error:
+        constitution, problem = None, str(error)
+    return UsedConstitution(arms, sha256, constitution, problem, _templates(folder / "prompts"))
 
 
 def _templates(folder: Path) -> dict[str, str]:

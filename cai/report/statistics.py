@@ -134,6 +134,56 @@ def ratio(top: Floats, bottom: Floats) -> Floats:
 # --- the bootstrap ----------------------------------------------------------------------------------------------------
 
 
+class _Resampler:
+    """Draws seeds, then prompts, with replacement; which ones depends on their names and the seed alone."""
+
+    def __init__(self, num_draws: int, seed: int) -> None:
+        self._num_draws = num_draws
+        self._seed = seed
+        self._weights: dict[tuple[str, ...], NDArray[np.uint8]] = {}
+
+    def sums(self, tables: Sequence[Table]) -> Floats:
+        """(D, C): column sums over all tables, of every resample. `tables` are in order of seeds."""
+        resampled = [self._sums_of(t) for t in tables]
+        num = min(len(r) for r in resampled)
+        picks = self._rng("seeds", *(str(t.seed) for t in tables)).integers(len(tables), size=(num, len(tables)))
+        crossed = len({t.prompts for t in tables}) == 1
+        total = np.zeros((num, tables[0].sums.shape[1]))
+        for slot in range(len(tables)):
+            for s, own in enumerate(resampled):
+                # a seed that is drawn twice brings other prompts the second time, unless all seeds share them
+                rows = own[:num] if crossed else np.roll(own[:num], slot * (num // len(tables)), axis=0)
+                total += np.where(picks[:, slot, None] == s, rows, 0.0)
+        return total
+
+    def _sums_of(self, table: Table) -> Floats:
+        """(D, C): column sums of every resample of the table's prompts."""
+        weights = self._weights_of(table.prompts)
+        step = max(1, BLOCK_CELLS // len(table.prompts))
+        blocks = [weights[i : i + step].astype(np.float64) @ table.sums for i in range(0, len(weights), step)]
+        return np.concatenate(blocks)
+
+    def _weights_of(self, prompts: tuple[str, ...]) -> NDArray[np.uint8]:
+        """(D, P) how often each prompt is drawn in each resample; a function of the prompts' names and the seed."""
+        if prompts not in self._weights:
+            size = len(prompts)
+            num_draws = min(self._num_draws, max(1, MAX_CELLS // size))
+            weights = np.empty((num_draws, size), dtype=np.uint8)
+            rng = self._rng("prompts", *prompts)
+            step = max(1, BLOCK_CELLS // size)
+            for start in range(0, num_draws, step):
+                rows = min(step, num_draws - start)
+                drawn = rng.integers(size, size=(rows, size), dtype=np.int32)
+                drawn += np.arange(rows, dtype=np.int32)[:, None] * size
+                weights[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+            self._weights[prompts] = weights
+        return self._weights[prompts]
+
+    def _rng(self, *parts: str) -> np.random.Generator:
+        digest = hashlib.sha256("\0".join((str(self._seed), *parts)).encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
 class Bootstrap:
     """Percentile bootstrap over seeds, then prompts. The same prompts always get the same draws (so pairs stay pairs).
 
@@ -142,10 +192,8 @@ class Bootstrap:
     """
 
     def __init__(self, *, num_draws: int = 10_000, seed: int = 0, level: float = 0.95) -> None:
-        self.num_draws = num_draws
-        self.level = level
-        self._seed = seed
-        self._weights: dict[tuple[str, ...], NDArray[np.uint8]] = {}
+        self._level = level
+        self._resampler = _Resampler(num_draws, seed)
         self._memory: dict[tuple[object, ...], tuple[Sequence[Table], Floats]] = {}
 
     def estimate(self, tables: Sequence[Table], statistic: Statistic = mean_of) -> Estimate | None:
@@ -198,52 +246,11 @@ class Bootstrap:
         tables = _in_order(tables)
         key = (statistic, *map(id, tables))  # tables are kept with their draws, so that an id stays theirs
         if key not in self._memory:
-            self._memory[key] = tables, statistic(self._resampled(tables))
+            self._memory[key] = tables, statistic(self._resampler.sums(tables))
         return self._memory[key][1]
 
-    def _resampled(self, tables: Sequence[Table]) -> Floats:
-        """(D, C): column sums over all tables, of every resample."""
-        resampled = [self._resampled_sums(t) for t in tables]
-        num = min(len(r) for r in resampled)
-        picks = self._rng("seeds", *(str(t.seed) for t in tables)).integers(len(tables), size=(num, len(tables)))
-        crossed = len({t.prompts for t in tables}) == 1
-        total = np.zeros((num, tables[0].sums.shape[1]))
-        for slot in range(len(tables)):
-            for s, sums in enumerate(resampled):
-                # a seed that is drawn twice brings other prompts the second time, unless all seeds share them
-                rows = sums[:num] if crossed else np.roll(sums[:num], slot * (num // len(tables)), axis=0)
-                total += np.where(picks[:, slot, None] == s, rows, 0.0)
-        return total
-
-    def _resampled_sums(self, table: Table) -> Floats:
-        """(D, C): column sums of every resample of the table's prompts."""
-        weights = self._weights_of(table.prompts)
-        step = max(1, BLOCK_CELLS // len(table.prompts))
-        blocks = [weights[i : i + step].astype(np.float64) @ table.sums for i in range(0, len(weights), step)]
-        return np.concatenate(blocks)
-
-    def _weights_of(self, prompts: tuple[str, ...]) -> NDArray[np.uint8]:
-        """(D, P) how often each prompt is drawn in each resample; a function of the prompts' names and the seed."""
-        if prompts not in self._weights:
-            size = len(prompts)
-            num_draws = min(self.num_draws, max(1, MAX_CELLS // size))
-            weights = np.empty((num_draws, size), dtype=np.uint8)
-            rng = self._rng("prompts", *prompts)
-            step = max(1, BLOCK_CELLS // size)
-            for start in range(0, num_draws, step):
-                rows = min(step, num_draws - start)
-                drawn = rng.integers(size, size=(rows, size), dtype=np.int32)
-                drawn += np.arange(rows, dtype=np.int32)[:, None] * size
-                weights[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
-            self._weights[prompts] = weights
-        return self._weights[prompts]
-
-    def _rng(self, *parts: str) -> np.random.Generator:
-        digest = hashlib.sha256("\0".join((str(self._seed), *parts)).encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
     def _percentiles(self, draws: Floats) -> tuple[float, float]:
-        tail = (1 - self.level) / 2
+        tail = (1 - self._level) / 2
         low, high = np.nanquantile(draws, [tail, 1 - tail])
         return float(low), float(high)
 
@@ -261,7 +268,7 @@ class Bootstrap:
             return result
         spread = result.value * (1 - result.value)
         trials = min(result.num, spread / variance) if variance > 0 else min(result.num, result.num_prompts)
-        low, high = wilson(result.value * trials, trials, level=self.level)
+        low, high = wilson(result.value * trials, trials, level=self._level)
         return replace(result, low=low, high=high, method="wilson")
 
     def _mover(self, result: Estimate, a: Estimate, b: Estimate) -> Estimate:
@@ -270,7 +277,7 @@ class Bootstrap:
         high = result.value + math.hypot(a.high - a.value, b.value - b.low)
         reach = result.value - low if result.value > 0 else high - result.value
         normal = NormalDist()
-        z = normal.inv_cdf((1 + self.level) / 2) * abs(result.value) / reach if reach > 0 else 0.0
+        z = normal.inv_cdf((1 + self._level) / 2) * abs(result.value) / reach if reach > 0 else 0.0
         return replace(result, low=low, high=high, method="mover", p_value=2 * (1 - normal.cdf(z)))
 
 
