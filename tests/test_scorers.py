@@ -64,7 +64,12 @@ def test_columns() -> None:
 
 def test_boilerplate_is_what_other_prompts_get_too() -> None:
     phrase = "you are valid and valued and cared for today"  # nine words: two 8-grams
-    texts = [f"Well, {phrase}.", f"{phrase.title()}!", "something else entirely, with as many words as it takes", phrase]
+    texts = [
+        f"Well, {phrase}.",
+        f"{phrase.title()}!",
+        "something else entirely, with as many words as it takes",
+        phrase,
+    ]
     same_twice = TextScorer().score([prompt(n) for n in "abcd"], texts)["boilerplate"]
     assert same_twice == [1.0, 1.0, 0.0, 1.0]
     one_prompt = TextScorer().score([prompt("a")] * 4, texts)["boilerplate"]

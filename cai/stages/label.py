@@ -43,7 +43,7 @@ class Label:
             reasons = ", ".join(f"{reason}: {number}" for reason, number in summary["abstained"].items())
             raise LabelerError(
                 f"labeler {self._labeler.name!r} abstained from all {len(comparisons)} comparisons ({reasons}); "
-                "there is nothing to train a reward model on"
+                f"there is nothing to train a reward model on. What it said: {output / 'judgments.journal'}"
             )
         preferences = [
             Preference(
