@@ -299,6 +299,8 @@ def test_run_without_evaluations(tmp_path: Path) -> None:
 
 
 def test_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no runs to report on"):
+        write_report([], tmp_path / "out")
     with pytest.raises(DataError, match=r"is no run folder \(there is no run.json in it\)"):
         write_report([tmp_path], tmp_path / "out")
     write_json(tmp_path / "run.json", {"name": "x", "stages": {}})
@@ -420,10 +422,10 @@ def test_findings_say_what_happened(figures: dict[str, Any]) -> None:
 def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) -> None:
     text = " ".join(figures["limits"])
     assert "2 seeds" in text and "understate how much seeds differ" in text
-    assert "the labeler of RLAIF (same model" in text
+    assert "the model that labelled for RLAIF," in text
     assert "RLHF was labelled by simulated people" in text
     alone = " ".join(quick([r for r in runs if "seed=0" in str(r) and r.name == "rlhf"]).limits)
-    assert alone.startswith("One seed.") and "the labeler of" not in alone
+    assert alone.startswith("One seed.") and "that labelled for" not in alone
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

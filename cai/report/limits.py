@@ -23,14 +23,18 @@ def limits(runs: Sequence[Run], measures: Measures, labels: Labels | None, rates
     own_judge = [run.arm for run in runs if _same_judge(run)]
     if any(rate.judge != "gold" for rate in rates) and own_judge:
         found.append(
-            f"The AI judge of the win rates is the labeler of {joined(list(dict.fromkeys(own_judge)))} (same model, "
-            "constitution and template), which is an advantage for that arm: read the rates measured without it too."
+            f"The AI judge of the win rates is the model that labelled for {joined(list(dict.fromkeys(own_judge)))}, "
+            "which is an advantage for that arm: read the rates measured without it too."
         )
-    simulated = [arm for arm, labeler in labelled.items() if "simulated" in labeler]
-    if simulated:
+    simulated = joined([arm for arm, labeler in labelled.items() if "simulated" in labeler])
+    if simulated and any(column.name == "gold" for column in measures.columns):
         found.append(
-            f"{joined(simulated)} was labelled by simulated people, whose values are exactly the measuring score plus "
-            "noise. On that score it has the home advantage; real people's values would differ from the measure."
+            f"{simulated} was labelled by simulated people, whose values are exactly the gold score plus noise. "
+            "On that score it has the home advantage; real people's values would differ from the measure."
+        )
+    elif simulated:
+        found.append(
+            f"{simulated} was labelled by simulated people, who value one column of the scorer; not by people."
         )
     found.append(
         "Intervals are about other prompts of the same source"
@@ -53,9 +57,9 @@ def _seeds(num: int) -> str:
 
 
 def _same_judge(run: Run) -> bool:
-    """Whether the run's labels came from the labeler that judges its win rates."""
-    label, judge = ((run.config.get(key) or {}).get("labeler") for key in ("label", "win_rate"))
-    return label is not None and label == judge
+    """Whether the model that labelled the run's comparisons is the one that judges its win rates."""
+    label, judge = ((run.config.get(key) or {}).get("labeler") or {} for key in ("label", "win_rate"))
+    return bool(judge) and all(label.get(key) == judge.get(key) for key in ("_target_", "model"))
 
 
 def absences(

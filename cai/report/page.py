@@ -113,11 +113,8 @@ def _title(policies: Sequence[Policy]) -> str:
 
 
 def _notice(runs: Sequence[Run]) -> str:
-    """What the data sources want said first (`data.notice` in the configuration), once each."""
-    notices = []
-    for run in runs:
-        data = run.config.get("data") or {}
-        notices.append(data.get("notice") or (data.get("source") or {}).get("notice") or "")
+    """What the data of the runs wants said first (the configuration's `notice` or `data.notice`), once each."""
+    notices = [run.config.get("notice") or (run.config.get("data") or {}).get("notice") or "" for run in runs]
     return " ".join(dict.fromkeys(notice for notice in notices if notice))
 
 

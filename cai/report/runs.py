@@ -84,6 +84,8 @@ class Policy:
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Run folders, with their arms named, in order of arms and seeds. DataError for a folder that holds no run."""
+    if not folders:
+        raise DataError("no runs to report on")
     found = []
     for folder in folders:
         if not (folder / "run.json").is_file():
