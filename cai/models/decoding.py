@@ -164,14 +164,21 @@ class _Rows:
         self.num_steps += 1
 
     def look(self, should_stop: Callable[[list[int]], bool] | None) -> Tensor | None:
-        """The rows to go on with (numbers among those alive), or None to change nothing now."""
+        """The n rows to go on with (numbers among those alive), or None to change nothing now.
+
+        Those among the first n keep their places, the others fill the gaps: so hardly anything has to be moved.
+        """
         if self.num_steps % self.every:
             return None
         if should_stop is not None and self.num_steps % _CHECK_EVERY == 0:
             for row in (~self.ended).nonzero()[:, 0].tolist():
                 self.ended[row] = should_stop(self.ids[self.where[row], : self.num_steps].tolist())
         alive = len(self.ended) - int(self.ended.sum())
-        return None if alive >= _KEEP * len(self.ended) else (~self.ended).nonzero()[:, 0]
+        if alive >= _KEEP * len(self.ended):
+            return None
+        keep = torch.arange(alive, device=self.ended.device)
+        keep[self.ended[:alive]] = (~self.ended[alive:]).nonzero()[:, 0] + alive
+        return keep
 
     def drop(self, keep: Tensor) -> Iterator[Decoded]:
         """Let go of all rows but `keep`."""
@@ -211,10 +218,16 @@ class _Buffer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Go on with the rows `beam_idx`, in that order; a row may be wanted more than once."""
-        if self.keys is not None and self.values is not None:
-            end = self.get_seq_length()
+        if self.keys is None or self.values is None:
+            return
+        end, rows = self.get_seq_length(), len(beam_idx)
+        moved = (beam_idx != torch.arange(rows, device=beam_idx.device)).nonzero()[:, 0]
+        if rows <= len(self.keys) and bool((beam_idx[moved] >= rows).all()):  # in place: no source is overwritten
+            self.keys[moved], self.values[moved] = self.keys[beam_idx[moved]], self.values[beam_idx[moved]]
+            self.memory = self.memory[0][:rows], self.memory[1][:rows]
+        else:
             self.memory = _grown(self.keys[beam_idx], end), _grown(self.values[beam_idx], end)
-            self.keys, self.values = self.memory[0][:, :, :end], self.memory[1][:, :, :end]
+        self.keys, self.values = self.memory[0][:, :, :end], self.memory[1][:, :, :end]
 
 
 def _grown(states: Tensor, length: int) -> Tensor:
