@@ -55,6 +55,7 @@ class Settings:
     constitution: str = MISSING
     prompts: str = MISSING
     name: str | None = None
+    notice: str = ""
     out: str = MISSING
     store: str = MISSING
     num_threads: int | None = None
