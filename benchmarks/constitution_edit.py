@@ -67,7 +67,7 @@ def main() -> None:
     for name, file in variants(args.work.absolute()).items():
         for seed in seeds:
             run = args.work.absolute() / f"{file.stem}-{seed}"
-            command = [sys.executable, "-m", "cai.cli", "run", f"constitution={file}", f"seed={seed}", STEPS]
+            command = [sys.executable, "-m", "cai", "run", f"constitution={file}", f"seed={seed}", STEPS]
             subprocess.run([*command, f"out={run.parent}", f"name={run.name}", *args.overrides], check=True)
             scores(run, "evaluate_sl_cai", seed, tables.setdefault(f"SL-CAI, {name}", {}))
             if name == "shipped":

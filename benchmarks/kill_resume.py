@@ -23,7 +23,7 @@ from cai.records import read_json, write_json
 def command(work: Path, overrides: list[str]) -> list[str]:
     """The command of one run, with its store and run folder in `work`."""
     target = [f"out={work / 'runs'}", f"store={work / 'store'}"]
-    return [sys.executable, "-m", "cai.cli", "run", "experiment=smoke", *target, *overrides]
+    return [sys.executable, "-m", "cai", "run", "experiment=smoke", *target, *overrides]
 
 
 def digests(work: Path) -> dict[str, str]:
