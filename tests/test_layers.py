@@ -22,7 +22,7 @@ LAYERS = (
     ("cai.stages",),
     ("cai.store", "cai.report", "cai.nodes"),
     ("cai.pipeline", "cai.config"),
-    ("cai.commands", "cai.cli"),
+    ("cai.commands", "cai.cli", "cai.__main__"),
 )
 HEAVY = {"torch", "transformers", "trl", "datasets", "matplotlib", "accelerate", "scipy", "statsmodels", "evalica"}
 

@@ -111,7 +111,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\n")
     with pytest.raises(DataError, match=r"r\.jsonl:1: not JSON"):
         read_records(path, Response)
-    with pytest.raises(DataError, match="no.jsonl: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"no\.jsonl: cannot be read: No such file"):
         read_records(tmp_path / "no.jsonl", Response)
 
 
