@@ -17,6 +17,7 @@ from urllib.request import getproxies
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.errors import ModelError, unknown
@@ -116,6 +117,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     with quiet():
         tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, path)
+    for key in ("is_local", "local_files_only"):  # how it was loaded is nothing to save with it
+        tokenizer.init_kwargs.pop(key, None)
     if tokenizer.chat_template is None:
         starts = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + PLAIN_TEMPLATE
@@ -126,7 +129,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         spare = next((name for name in _PAD_NAMES if name in known), None)
         if spare is None and len(tokenizer) < _vocabulary_size(path):
             spare = _PAD_NAMES[0]
-        tokenizer.pad_token = spare or tokenizer.eos_token
+        tokenizer.add_special_tokens({"pad_token": spare or tokenizer.eos_token})
     return tokenizer
 
 
@@ -141,7 +144,7 @@ def _from_pretrained(loader: Any, path: str | Path, **settings: object) -> Any:
     local = find_model(path) is not None
     try:
         return loader.from_pretrained(str(path), local_files_only=local or not _hub_answers(), **settings)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if local:
             raise ModelError(f"{path}: cannot load it: {_first_line(error)}") from error
         near = get_close_matches(str(path), [child.name for child in Path().iterdir() if child.is_dir()], n=1)
