@@ -66,10 +66,9 @@ def test_demonstrations_help() -> None:
     assert SandboxScorer().score(prompts, texts)["helpful"] == [1.0] * 20
 
 
-def test_more_prompts_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar, "pairs", lambda split: (("feed", "dog"),))  # a world that is soon exhausted
-    with pytest.raises(DataError, match="the sandbox has no 300 different harmful prompts in split 'test'"):
-        load(num_evaluation=600)
+def test_more_prompts_than_there_are_is_an_error() -> None:
+    with pytest.raises(DataError, match="sandbox: the sandbox has no 30000 different harmful prompts in split 'test'"):
+        load(num_evaluation=60000)
 
 
 def test_the_scorer_is_the_oracle_on_the_last_turn() -> None:
