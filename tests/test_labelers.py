@@ -195,6 +195,13 @@ def test_position_looks_at_both_orders_of_a_question() -> None:
     found = position(rows)
     assert found["num_questions"] == 3
     assert found["same_position"] == pytest.approx(2 / 3)
+    assert position([*rows, judgment("f", evidence=(row([0, 1], 0.55), row([1, 0], 0.55)))]) == {
+        "num_questions": 4,
+        "same_position": pytest.approx(3 / 4),
+        "num_decided": 3,
+        "same_position_decided": pytest.approx(2 / 3),
+        "mean_p_shown_first": pytest.approx((3.1 + 1.1) / 8),
+    }
     assert found["mean_p_shown_first"] == pytest.approx((0.9 + 0.8 + 0.1 + 0.2 + 0.9 + 0.2) / 6)
 
 

@@ -44,11 +44,13 @@ def generate_journaled(
             )
             found[response.id] = response
             buffer.append(response)
-            bar.advance()
             if len(buffer) == _BUFFER:
                 journal.append(buffer)
+                # Texts come in bursts; a bar that followed each would think the first one took all the time.
+                bar.advance(len(buffer))
                 buffer = []
         journal.append(buffer)
+        bar.advance(len(buffer))
     return [found[key] for key in keys]
 
 

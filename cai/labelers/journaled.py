@@ -25,18 +25,20 @@ def label_journaled(labeler: Labeler, comparisons: Sequence[Comparison], path: P
     done = frozenset(ids[:-1])
     buffer: list[Judgment] = []
     with progress(title, total=len(comparisons), unit="comparisons") as bar:
-        bar.advance(len(done))
-        current = None
+        bar_at = len(done)
+        bar.advance(bar_at)
+        seen = set(done)
         for judgment in labeler.label(comparisons, done=done):
-            if judgment.comparison_id != current:
-                current = judgment.comparison_id
-                bar.advance()
+            seen.add(judgment.comparison_id)
             if judgment.id not in judgments:
                 judgments[judgment.id] = judgment
                 buffer.append(judgment)
             if len(buffer) == _BUFFER:
                 journal.append(buffer)
-                buffer = []
+                # Judgments come in bursts; a bar that followed each would think the first one took all the time.
+                bar.advance(len(seen) - bar_at)
+                bar_at, buffer = len(seen), []
         journal.append(buffer)
+        bar.advance(len(seen) - bar_at)
     place = {comparison.id: number for number, comparison in enumerate(comparisons)}
     return sorted(judgments.values(), key=lambda judgment: place[judgment.comparison_id])

@@ -13,6 +13,7 @@ from cai.types import Comparison, Judgment
 
 __all__ = ["between_people", "both_orders", "cohen_kappa", "first_judgments", "position", "verdicts", "with_gold"]
 
+_DECIDED = 0.1
 Gold = Mapping[str, Sequence[float]]  # comparison id -> gold score of each response
 
 
@@ -55,14 +56,25 @@ def both_orders(judgment: Judgment) -> Iterable[tuple[dict[str, Any], dict[str, 
 def position(judgments: Iterable[Judgment]) -> dict[str, Any]:
     """Position bias before the orders are averaged: how often the answers prefer the same position both times
     (Lee et al. 2023), and the mean probability of whichever response was shown first (1/2 when there is no bias).
+
+    A judge that cannot tell the responses apart shows its bias, however slight, on every such pair; so the same is
+    given for decided questions, where p is at least 0.1 from 1/2 in one order or the other.
     """
-    same, p_first = [], []
+    same, decided, p_first = [], [], []
     for judgment in judgments:
         for one, other in both_orders(judgment):
             p, q = float(one["p"]), float(other["p"])
             same.append(float((p - 0.5) * (q - 0.5) > 0))
+            if max(abs(p - 0.5), abs(q - 0.5)) >= _DECIDED:
+                decided.append(same[-1])
             p_first += [p, q]
-    return {"num_questions": len(same), "same_position": _mean(same), "mean_p_shown_first": _mean(p_first)}
+    return {
+        "num_questions": len(same),
+        "same_position": _mean(same),
+        "num_decided": len(decided),
+        "same_position_decided": _mean(decided),
+        "mean_p_shown_first": _mean(p_first),
+    }
 
 
 def between_people(judgments: Iterable[Judgment]) -> dict[str, Any]:
