@@ -51,14 +51,16 @@ def test_whitening_a_constant_gives_zero_and_not_nan() -> None:
 # --- log-probabilities and KL -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
-def test_selective_log_softmax_is_the_gathered_log_softmax(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (7, 0.5), (1 << 24, 1.0), (1 << 24, 2.0)])
+def test_selective_log_softmax_is_the_gathered_log_softmax(
+    chunk: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", chunk)
-    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * 10
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * 3
     logits.requires_grad_()
     tokens = torch.tensor([0, 4, 2, 2, 1, 3])
-    expected = logits.log_softmax(-1)[torch.arange(6), tokens]
-    got = losses.selective_log_softmax(logits, tokens)
+    expected = (logits / temperature).log_softmax(-1)[torch.arange(6), tokens]
+    got = losses.selective_log_softmax(logits, tokens, temperature)
     assert close(got, expected, 1e-5)
     weights = torch.arange(6.0)
     gradients = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (got, expected)]

@@ -1,6 +1,7 @@
 """The reward model on tiny models: labels learnt, score read at the right token, offset kept, prompts held out."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def test_errors_name_the_file(sft: Path, tmp_path: Path) -> None:
         run(sft, tmp_path / "a", PREFERENCES[:1])
     with pytest.raises(DataError, match=r"preferences\.jsonl: \d+ of 60 rows are longer than 14"):
         run(sft, tmp_path / "b", max_tokens=14)
+    for pairs, problem in (
+        ((), "has no pairs"),
+        ((Pair(0, 5, 1.0),), "has the pair"),
+        ((Pair(0, 1, 1.5),), "has the pair"),
+    ):
+        broken = [*PREFERENCES[:3], replace(PREFERENCES[3], pairs=pairs)]
+        with pytest.raises(DataError, match=rf"preferences\.jsonl: preference 'c3' {problem}"):
+            run(sft, tmp_path / problem / str(len(pairs) and pairs[0].p), broken)
     with pytest.raises(ConfigError, match="held_out_share: must be between 0 and 1"):
         Reward(seed=0, held_out_share=1.0)
     with pytest.raises(ModelError, match=r"no reward\.json"):

@@ -48,15 +48,20 @@ def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
     return centred * torch.rsqrt(masked_var(values, mask) + 1e-8) * mask
 
 
-def selective_log_softmax(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token: `logit_y - logsumexp(logits)`, in float32.
+def selective_log_softmax(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token at a temperature: `logit_y / T - logsumexp(logits / T)`, in float32.
 
-    `logits` (M, V), `tokens` (M) -> (M). Rows are taken in slices, so that no second array of the size of `logits`
-    is made in the forward pass, and half-precision logits are upcast slice by slice.
+    `logits` (M, V), `tokens` (M) -> (M). Rows are taken in slices, so that the forward pass makes no second array of
+    the size of `logits` (with gradients on, half precision or T != 1 does: its slices are kept for the backward pass).
     """
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    norms = [part.float().logsumexp(-1) for part in torch.split(logits, rows)]
-    return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - torch.cat(norms)
+    norms = [_tempered(part, temperature).logsumexp(-1) for part in torch.split(logits, rows)]
+    chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
+    return _tempered(chosen, temperature) - torch.cat(norms)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def kl_k1(logp: Tensor, logp_ref: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Policy:
             columns = batch.predicts.any(0).nonzero().squeeze(1)
             output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
             logits = output.logits[batch.predicts[:, columns]]
-        return selective_log_softmax(logits.float() / self.temperature, batch.targets)
+        return selective_log_softmax(logits, batch.targets, self.temperature)
 
 
 @torch.no_grad()

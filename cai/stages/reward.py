@@ -80,7 +80,7 @@ class Reward:
             raise DataError(f"{path}: {len(preferences)} preferences; at least 2 are needed, one to hold out")
         device = pick_device(self._settings.device)
         reward = RewardModel.from_language_model(inputs["sft"] / "model", seed=self._settings.seed, device=device)
-        groups = [_encode(reward, preference) for preference in preferences]
+        groups = [_encode(reward, preference, str(path)) for preference in preferences]
         lengths = [max(map(len, group.rows)) for group in groups]
         kept = short_enough(lengths, reward.model.config, self._settings, str(path))
         out = held_out([preferences[i] for i in kept], self._held_out_share)
@@ -118,9 +118,17 @@ def held_out(preferences: Sequence[Preference], share: float) -> list[bool]:
     return [h in chosen for h in hashes]
 
 
-def _encode(reward: "RewardModel", preference: Preference) -> "Group":
+def _encode(reward: "RewardModel", preference: Preference, where: str) -> "Group":
     from cai.rl.trainers import Group
 
+    known = range(len(preference.responses))
+    wrong = [q for q in preference.pairs if not (q.first in known and q.second in known and 0 <= q.p <= 1)]
+    if wrong or not preference.pairs:
+        problem = f"has the pair {wrong[0]}" if wrong else "has no pairs"
+        raise DataError(
+            f"{where}: preference {preference.id!r} {problem}; "
+            f"needed are pairs of its {len(known)} responses with p in [0, 1]"
+        )
     rows = reward.encode([preference.prompt] * len(preference.responses), preference.responses)
     first, second, p = zip(*((pair.first, pair.second, pair.p) for pair in preference.pairs), strict=True)
     return Group([row.ids for row in rows], list(first), list(second), list(p))
