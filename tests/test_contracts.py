@@ -216,6 +216,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_text_stages_run_on_a_real_model_and_survive_cuts(base: Path, whole: Path, tmp_path: Path) -> None:
     files = {name: finished(whole / name) for name in recipe(base)}
     labels = {"judgments.jsonl", "preferences.jsonl", "label.json"}

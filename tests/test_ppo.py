@@ -277,7 +277,9 @@ def test_a_token_that_pays_is_learnt(tmp_path: Path) -> None:
     scores = [update.diagnostics["score_mean"] for update in updates]
     assert scores[0] < 1.5 and scores[-1] > 7.0
     assert updates[-1].diagnostics["kl"] > 5  # nothing held it back
-    assert max(update.diagnostics["explained_variance"] for update in updates) > 0.3
+    # The critic comes from below nothing to explaining some of the returns, until they no longer vary.
+    explained = [update.diagnostics["explained_variance"] for update in updates]
+    assert explained[0] < -5 and max(explained[:10]) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,7 @@ def test_the_stage_writes_a_policy_and_its_curve(inputs: dict[str, Path], tmp_pa
     assert (weights(trained) - weights(base)).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_a_scorer_changes_none(inputs: dict[str, Path], tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {}, {"scorer": Lengths()}, {"seed": 1}]
     for number, change in enumerate(changes):

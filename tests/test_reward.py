@@ -137,6 +137,7 @@ def test_without_demonstrations_the_policys_samples_score_zero(sft: Path, tmp_pa
     assert float(scores.std(correction=0)) == pytest.approx(reward.std, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(sft: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):

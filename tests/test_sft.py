@@ -40,7 +40,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, tmp_path_factory.mktemp("base"))
 
 
-def run(base: Path, folder: Path, demonstrations: list[Demonstration] = DEMONSTRATIONS, **settings: Any) -> dict[str, float]:
+def run(
+    base: Path, folder: Path, demonstrations: list[Demonstration] = DEMONSTRATIONS, **settings: Any
+) -> dict[str, float]:
     write_records(folder / "in" / "sft.jsonl", demonstrations)
     (folder / "out").mkdir()
     given = {"seed": 0, "num_epochs": 4, "batch_size": 4, "device": "cpu"} | settings
