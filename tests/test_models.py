@@ -121,9 +121,7 @@ def test_a_path_that_is_no_model_says_what_is_near(tmp_path: Path, monkeypatch: 
     with pytest.raises(ModelError, match="this is a file"):
         find_model(tmp_path / "file")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ModelError, match=r"'misteltoe': no such folder.* did you mean the folder 'mistletoe'"
-    ):
+    with pytest.raises(ModelError, match=r"'misteltoe': no such folder.* did you mean the folder 'mistletoe'"):
         load_tokenizer("misteltoe")
     with pytest.raises(ModelError, match="unknown model folder 'modell'; did you mean 'model'"):
         find_model("mistletoe/modell")
