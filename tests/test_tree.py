@@ -105,7 +105,7 @@ def test_cuts_are_the_cheapest_of_all(monkeypatch: pytest.MonkeyPatch, start_flo
 def test_a_long_prompt_by_itself_needs_no_mask(monkeypatch: pytest.MonkeyPatch):
     seen = []
     forward = MODEL.forward
-    monkeypatch.setattr(MODEL, "forward", lambda **inputs: seen.append(inputs) or forward(**inputs))
+    monkeypatch.setattr(MODEL, "forward", lambda *ids, **inputs: seen.append(inputs) or forward(*ids, **inputs))
     question = Question([k % 40 for k in range(300)], [[3], [4]])
     (array,) = continuation_logps(MODEL, [question], max_tokens=100)
     assert len(seen) == 1 and "attention_mask" not in seen[0]

@@ -64,7 +64,7 @@ def continuation_logps(
     if work is not None:
         work.read += num_read
         work.shared += num_alone - num_read
-    return np.split(sums, np.cumsum(counts)[:-1])
+    return np.split(sums, np.cumsum(counts)[:-1]) if counts else []
 
 
 def _paths(questions: Sequence[Question]) -> tuple[Paths, int]:
