@@ -104,6 +104,7 @@ def test_cuts_are_the_cheapest_of_all(monkeypatch: pytest.MonkeyPatch, start_flo
 
 def test_a_long_prompt_by_itself_needs_no_mask(monkeypatch: pytest.MonkeyPatch):
     seen = []
+    continuation_logps(MODEL, judge_questions(), max_tokens=10_000)  # the model's first use tries masks on it
     forward = MODEL.forward
     monkeypatch.setattr(MODEL, "forward", lambda *ids, **inputs: seen.append(inputs) or forward(*ids, **inputs))
     question = Question([k % 40 for k in range(300)], [[3], [4]])
