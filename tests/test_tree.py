@@ -13,6 +13,7 @@ from tiny_models import full_logps, llama
 import cai.models.tree as tree
 from cai.errors import ModelError
 from cai.models.decoding import Work, common_prefix
+from cai.models.masks import takes_masks
 from cai.models.tree import Question, continuation_logps
 
 MODEL = llama(40)
@@ -114,6 +115,7 @@ def test_a_long_prompt_by_itself_needs_no_mask(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_head_sees_only_what_is_asked(monkeypatch: pytest.MonkeyPatch):
+    assert takes_masks(MODEL)
     rows = []
     monkeypatch.setattr(
         MODEL.lm_head, "forward", lambda x, own=MODEL.lm_head.forward: rows.append(x.shape[1]) or own(x)

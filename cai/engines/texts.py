@@ -74,9 +74,10 @@ class Texts:
         key = prompt.text[-_SEAM:], choice
         if key not in self._choices:
             before, whole = encode_text(self.tokenizer, key[0]), encode_text(self.tokenizer, key[0] + choice)
-            seamless = whole[: len(before)] == before
-            ids = whole[len(before) :] if seamless else encode_text(self.tokenizer, choice)
-            if not ids or self.tokenizer.unk_token_id in ids:
+            ids, unknown = whole[len(before) :], self.tokenizer.unk_token_id
+            if whole[: len(before)] != before or not ids or unknown in ids:  # it would melt into the prompt
+                ids = encode_text(self.tokenizer, choice)
+            if not ids or unknown in ids:
                 raise EngineError(f"choice {choice!r}: the model's vocabulary has no tokens for it")
             self._choices[key] = ids
         return self._choices[key]
