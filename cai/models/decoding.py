@@ -22,9 +22,9 @@ from cai.models.masks import blocked, takes_masks
 
 __all__ = ["Decoded", "Work", "common_prefix", "draw", "sample", "uniforms"]
 
-_KEEP = 0.9  # finished rows are dropped when fewer than this share of the batch is alive
+_KEEP = 0.95  # finished rows are dropped when fewer than this share of the batch is alive
 _CHECK_EVERY = 8  # steps between looks at who has finished, where a look makes the host wait for the GPU
-_GROWTH = 16  # tokens of room; more spreads keys over memory that the processor's cache could hold
+_GROWTH = 4  # tokens of room at least: gaps between the rows' keys cost more than now and then a copy
 _WORTH_SHARING = 8  # tokens; a shorter common prefix costs more than it saves
 
 
@@ -233,7 +233,7 @@ class _Buffer(DynamicLayer):  # type: ignore[no-untyped-call]
 def _grown(states: Tensor, length: int) -> Tensor:
     """A copy of `states` (B, heads, tokens, size) with room for `length` tokens and some more."""
     batch, heads, tokens, size = states.shape
-    memory = states.new_empty((batch, heads, length + _GROWTH, size))
+    memory = states.new_empty((batch, heads, length + max(_GROWTH, length // 16), size))
     memory[:, :, :tokens] = states
     return memory
 

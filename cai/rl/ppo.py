@@ -29,7 +29,7 @@ from cai.rl.losses import (
     shaped_rewards,
     value_loss,
 )
-from cai.rl.models import Packed, Policy, Row, ValueModel, autocast, pack, plan_batches
+from cai.rl.models import Packed, Policy, Row, ValueModel, autocast, batch_budget, pack, plan_batches
 from cai.rl.rollout import Rollout, sample_responses
 from cai.rl.settings import PPOSettings
 
@@ -82,6 +82,7 @@ class PPOTrainer:
         self.settings = settings
         self.num_updates = 0
         self.device = policy.model.device
+        self.max_tokens = batch_budget(settings.max_batch_tokens, self.device)
         self._optimizers = [torch.optim.Adam(net.model.parameters(), eps=1e-5) for net in (policy, value)]
 
     def update(self, prompts: Sequence[list[int]]) -> Update:
@@ -123,7 +124,7 @@ class PPOTrainer:
     def _per_token(self, rollout: Rollout, function: Callable[[Packed], Tensor]) -> Tensor:
         """`function` of every response token as (B, T), computed in length-sorted batches."""
         out = torch.zeros_like(rollout.mask)
-        for indices in plan_batches([len(row.ids) for row in rollout.rows], self.settings.max_batch_tokens):
+        for indices in plan_batches([len(row.ids) for row in rollout.rows], self.max_tokens):
             with autocast(self.device, self.settings.dtype):
                 flat = function(pack([rollout.rows[i] for i in indices], self.device))
             part = torch.zeros_like(out[indices])
@@ -147,7 +148,7 @@ class PPOTrainer:
         lengths = [len(update.rollout.rows[i].ids) for i in minibatch]
         num_tokens = update.rollout.mask[minibatch].sum()
         sums: dict[str, Tensor] = {}
-        for indices in plan_batches(lengths, self.settings.max_batch_tokens):
+        for indices in plan_batches(lengths, self.max_tokens):
             totals = self._losses(update, [minibatch[i] for i in indices])
             # One backward for both: they are separate networks, so their gradients do not mix.
             torch.autograd.backward((totals["policy_loss"] + totals["value_loss"]) / num_tokens)

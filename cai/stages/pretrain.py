@@ -293,7 +293,8 @@ class _Worker:
             self.batches.restore(state["batches"][self.rank])
             self.done, self.num_tokens, self.curve = state["done"], state["num_tokens"], state["curve"]
             self.losses.update(state["losses"])
-            write_rows(self.output / "curve.jsonl", self.curve)
+            if self.rank == 0:  # the curve may hold rows of updates that are done again
+                write_rows(self.output / "curve.jsonl", self.curve)
 
     def _save_model(self, data_hash: str | None = None) -> None:
         """The model so far with its record; `data_hash` comes with the last."""
