@@ -4,8 +4,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
+from cai.records import digest_file
 from cai.types import Prompt
 
 __all__ = ["REFUSALS", "Scorer", "TextScorer", "is_refusal"]
@@ -14,6 +16,10 @@ __all__ = ["REFUSALS", "Scorer", "TextScorer", "is_refusal"]
 @runtime_checkable
 class Scorer(Protocol):
     """Gives every response a number in each named column."""
+
+    def texts(self) -> dict[str, str]:
+        """Hashes of the files that decide the numbers (its own module's at least), for the stages' fingerprints."""
+        ...
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """Columns of len(prompts) numbers; NaN where a column does not apply (over-refusal of a harmful prompt)."""
@@ -45,6 +51,10 @@ class TextScorer:
     `distinct_2`, the share of different word pairs (Li et al. 2016), NaN below two words; and `boilerplate`, 1 when the
     response holds eight words in a row that responses to other prompts hold too (two prompts, or 1 % of them if more).
     """
+
+    def texts(self) -> dict[str, str]:
+        """Hash of this module."""
+        return {"scorers.py": digest_file(Path(__file__))}
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """The columns; `boilerplate` depends on all responses of the call, the others on their own response."""

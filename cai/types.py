@@ -132,10 +132,14 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSets:
-    """What a data source gives: prompts for each stage, and helpful demonstrations. Sets do not overlap."""
+    """What a data source gives: prompts for each stage, and helpful demonstrations. Sets do not overlap.
+
+    `counts` tells what became of the rows of a file that are in none of the sets.
+    """
 
     red_team: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...]
     comparisons: tuple[Prompt, ...]
     rl: tuple[Prompt, ...]
     evaluation: tuple[Prompt, ...]
+    counts: dict[str, int] = field(default_factory=dict)

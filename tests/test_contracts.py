@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,7 @@ from cai.stages.base import Stage
 from cai.stages.data import Data
 from cai.stages.evaluate import Evaluate
 from cai.stages.label import Label
+from cai.stages.ppo import PPO
 from cai.stages.revise import Revise
 from cai.stages.sample import Sample
 from cai.stages.win_rate import WinRate
@@ -123,6 +125,12 @@ def test_scorers(scorer: Scorer) -> None:
     columns = scorer.score(prompts, ["", "some text .", "more"])
     assert columns and all(len(values) == 3 for values in columns.values())
     assert scorer.score([], []).keys() == columns.keys()
+    assert scorer.texts() and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in scorer.texts().values())
+    for stage in (
+        Label(labeler=SimulatedLabeler(scorer=scorer, seed=1)),
+        PPO(seed=1, scorer=scorer),
+    ):
+        assert scorer.texts().items() <= stage.texts().items()
 
 
 # --- a real tiny model ------------------------------------------------------------------------------------------------

@@ -52,10 +52,11 @@ def test_every_turn_is_in_the_prompt(tmp_path: Path) -> None:
 def test_neighbours_of_one_role_are_joined_and_counted(tmp_path: Path) -> None:
     text = "\n\nHuman: A\n\nHuman: B\n\nAssistant: C\n\nAssistant: "
     source = made(written(tmp_path, [{"chosen": text + "D", "rejected": text + "E"}]), demonstrations=1)
-    (shown,) = source.load().demonstrations
+    sets = source.load()
+    (shown,) = sets.demonstrations
     assert shown.prompt.turns == (Turn("user", "A\n\nB"),)
     assert shown.text == "C\n\nD"
-    assert source.counts[hh.JOINED] == 1
+    assert sets.counts[hh.JOINED] == 1
 
 
 def test_rows_that_cannot_serve_are_counted_by_reason(tmp_path: Path) -> None:
@@ -72,9 +73,8 @@ def test_rows_that_cannot_serve_are_counted_by_reason(tmp_path: Path) -> None:
     source = made(written(tmp_path, rows), rl=1)
     sets = source.load()
     assert [prompt.turns[0].content for prompt in sets.rl] == ["fine"]
-    assert {reason: count for reason, count in source.counts.items() if count} == {
+    assert {reason: count for reason, count in sets.counts.items() if count} == {
         "rows": 8,
-        "rl": 1,
         hh.DUPLICATE: 1,
         hh.IDENTICAL: 1,
         hh.EMPTY_TURN: 2,
@@ -99,8 +99,8 @@ def test_sets_do_not_share_an_opening_and_every_row_is_somewhere(tmp_path: Path)
     openings = {name: {prompt.turns[0].content for prompt in prompts} for name, prompts in members.items()}
     assert all(len(prompts) == 10 for prompts in members.values())
     assert sum(map(len, openings.values())) == len(set().union(*openings.values()))
-    counts = source.counts
-    assert counts["rows"] == 90 == sum(v for k, v in counts.items() if k not in ("rows", hh.JOINED))
+    counts = sets.counts
+    assert counts["rows"] == 90 == 50 + sum(v for k, v in counts.items() if k not in ("rows", hh.JOINED))
     assert counts[hh.APART] > 0
 
 
@@ -165,8 +165,8 @@ def test_the_published_sample() -> None:
     source = made(str(SAMPLE), red_team=200, demonstrations=100, comparisons=300, rl=300, evaluation=90)
     sets = source.load()
     check_sets(sets)
-    counts = source.counts
-    assert counts["rows"] == 1000 == sum(v for k, v in counts.items() if k not in ("rows", hh.JOINED))
+    counts = sets.counts
+    assert counts["rows"] == 1000 == 990 + sum(v for k, v in counts.items() if k not in ("rows", hh.JOINED))
     assert (counts[hh.EMPTY_TURN], counts[hh.JOINED], counts[hh.DUPLICATE]) == (3, 2, 0)
     assert len(sets.red_team) == 200
     lines = gzip.decompress(SAMPLE.read_bytes()).decode().splitlines()

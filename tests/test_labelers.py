@@ -21,6 +21,10 @@ from cai.types import Comparison, Judgment, Pair, Prompt, Response, Turn
 class Number:
     """Scores a text that is a number by its value."""
 
+    def texts(self) -> dict[str, str]:
+        """Not from a file."""
+        return {"scorer": "abc"}
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """Gold, and a column that applies to no response."""
         return {"gold": [float(r.split()[0]) for r in responses], "nothing": [math.nan] * len(responses)}

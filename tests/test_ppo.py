@@ -320,6 +320,10 @@ def test_the_one_step_bandit_reaches_its_closed_form(beta: float, tmp_path: Path
 class Lengths:
     """A scorer: words of the response, and for benign prompts a column of its own."""
 
+    def texts(self) -> dict[str, str]:
+        """Not from a file."""
+        return {"scorer": "abc"}
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         words = [float(len(response.split())) for response in responses]
         benign = [w if "benign" in p.tags else math.nan for w, p in zip(words, prompts, strict=True)]

@@ -52,10 +52,16 @@ def test_data_writes_every_set(workdir: Path) -> None:
     assert stage.texts() == {"file": "abc"}
     assert read_records(workdir / "out" / "rl.jsonl", Prompt) == [prompt("rl")]
     assert read_records(workdir / "out" / "demonstrations.jsonl", Demonstration)[0].text == "t"
-    assert read_json(workdir / "out" / "data.json") == dict.fromkeys(
-        ("red_team", "demonstrations", "comparisons", "rl", "evaluation"), 1
-    )
-    assert facts["num_rl"] == 1.0
+    sizes = dict.fromkeys(("red_team", "demonstrations", "comparisons", "rl", "evaluation"), 1)
+    assert read_json(workdir / "out" / "data.json") == {**sizes, "source": {}}
+    assert facts["num_rl"] == 1.0 and "num_left_out" not in facts
+
+
+def test_data_tells_what_the_source_left_out(workdir: Path) -> None:
+    counts = {"rows": 9, "left_out_short": 3, "left_out_long": 1}
+    facts = run(Data(source=Source(sets(counts=counts))), {}, workdir / "out")
+    assert read_json(workdir / "out" / "data.json")["source"] == counts
+    assert facts["num_left_out"] == 4.0
 
 
 @pytest.mark.parametrize(

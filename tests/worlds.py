@@ -157,6 +157,10 @@ def by_text(good: float, *, mass: float = 0.9) -> FunctionEngine:
 class WordCount:
     """Gold is the number of words; `long` applies to answers of two words or more."""
 
+    def texts(self) -> dict[str, str]:
+        """Not from a file."""
+        return {"scorer": "abc"}
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """Two columns."""
         counts = [float(len(response.split())) for response in responses]

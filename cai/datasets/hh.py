@@ -49,8 +49,8 @@ class HHData:
     comparisons and rl, in this order. Dialogues with the same opening stay in one set, because many of them are one
     conversation at different lengths. `tags` say what the file's prompts are.
 
-    DataError when the file cannot be read, or has too few prompts. After `load`, `counts` tells where every row went:
-    `rows` equals the sum of the five sets, `unused` and everything that starts with `left_out`.
+    DataError when the file cannot be read, or has too few prompts. The sets' `counts` tell where every other row went:
+    `rows` equals the size of the five sets, `unused` and everything that starts with `left_out` together.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class HHData:
         self._tags = tuple(tags)
         sizes = (num_evaluation, num_red_team, num_demonstrations, num_comparisons, num_rl)
         self._sizes = dict(zip(_SETS, sizes, strict=True))
-        self.counts: dict[str, int] = {}
 
     def texts(self) -> dict[str, str]:
         """The digest of the file."""
@@ -78,7 +77,6 @@ class HHData:
             counts[DUPLICATE] += row.prompt.id in rows
             rows.setdefault(row.prompt.id, row)
         sets = self._deal(list(rows.values()), counts)
-        self.counts = dict(counts) | {name: len(members) for name, members in sets.items()}
         prompts = {name: tuple(row.prompt for row in members) for name, members in sets.items()}
         return PromptSets(
             red_team=prompts["red_team"],
@@ -89,6 +87,7 @@ class HHData:
             comparisons=prompts["comparisons"],
             rl=prompts["rl"],
             evaluation=prompts["evaluation"],
+            counts=dict(counts),
         )
 
     def _deal(self, rows: list[_Row], counts: Counter[str]) -> dict[str, list[_Row]]:

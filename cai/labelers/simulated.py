@@ -54,8 +54,8 @@ class SimulatedLabeler:
         self._facts: dict[str, float] = {}
 
     def texts(self) -> dict[str, str]:
-        """No texts: simulated people read nothing but the scorer's column."""
-        return {}
+        """What the scorer depends on: simulated people read nothing but its column."""
+        return self._scorer.texts()
 
     def label(self, comparisons: Sequence[Comparison], *, done: Collection[str] = ()) -> Iterator[Judgment]:
         """Judgments by one person each, or two for the overlap; the noise is solved over all of `comparisons`."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from cai.errors import DataError
 from cai.records import digest_file, fingerprint
-from cai.sandbox import grammar, words
+from cai.sandbox import grammar, oracle, words
 from cai.sandbox.grammar import SandboxPrompt, helpful_demonstration, make_prompts
-from cai.sandbox.oracle import Oracle
 from cai.types import Demonstration, Prompt, PromptSets, Turn
 
 __all__ = ["SandboxData", "SandboxScorer"]
@@ -52,7 +52,7 @@ class SandboxData:
 
     def texts(self) -> dict[str, str]:
         """Hashes of the tables and the grammar that prompts are made from."""
-        return {f"sandbox/{Path(str(m.__file__)).name}": digest_file(Path(str(m.__file__))) for m in (words, grammar)}
+        return _digests(words, grammar)
 
     def _draw(self, split: grammar.Split, sizes: Sequence[int], *, harmful: bool) -> list[list[SandboxPrompt]]:
         """Prompts of one kind, cut into sets of these sizes: drawn together, so that no two sets share one."""
@@ -66,9 +66,18 @@ class SandboxData:
 class SandboxScorer:
     """The oracle as a scorer: it reads a prompt's last turn and the response, and knows nothing else."""
 
+    def texts(self) -> dict[str, str]:
+        """Hashes of the tables and the oracle."""
+        return _digests(words, oracle)
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """The oracle's columns (`cai.sandbox.oracle.COLUMNS`); NaN for prompts that are not of the sandbox."""
-        return Oracle().score([prompt.turns[-1].content for prompt in prompts], responses)
+        return oracle.Oracle().score([prompt.turns[-1].content for prompt in prompts], responses)
+
+
+def _digests(*modules: ModuleType) -> dict[str, str]:
+    files = [Path(str(module.__file__)) for module in modules]
+    return {f"sandbox/{file.name}": digest_file(file) for file in files}
 
 
 def _records(prompts: Sequence[SandboxPrompt]) -> tuple[Prompt, ...]:

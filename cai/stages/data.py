@@ -26,7 +26,7 @@ class DataSource(Protocol):
 
 class Data:
     """Writes red_team.jsonl, comparisons.jsonl, rl.jsonl, evaluation.jsonl (Prompt), demonstrations.jsonl
-    (Demonstration) and data.json (how many of each).
+    (Demonstration) and data.json (how many of each, and the source's own counts of what is in none of them).
     """
 
     version: ClassVar[int] = 1
@@ -47,8 +47,10 @@ class Data:
             records = getattr(sets, name)
             write_records(output / f"{name}.jsonl", records)
             counts[name] = len(records)
-        write_json(output / "data.json", counts)
-        return {f"num_{name}": float(count) for name, count in counts.items()}
+        write_json(output / "data.json", {**counts, "source": sets.counts})
+        left_out = sum(count for reason, count in sets.counts.items() if reason.startswith("left_out"))
+        facts = {**counts, "left_out": left_out} if sets.counts else counts
+        return {f"num_{name}": float(count) for name, count in facts.items()}
 
 
 def check_sets(sets: PromptSets) -> None:

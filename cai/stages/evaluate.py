@@ -43,8 +43,8 @@ class Evaluate:
         self._sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def texts(self) -> dict[str, str]:
-        """Hash of the base model, which is measured when there is no input `model`."""
-        return {"model": model_digest(self._base)}
+        """What the scorer depends on, and the hash of the base model, measured when there is no input `model`."""
+        return self._scorer.texts() | {"model": model_digest(self._base)}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data`, `reference` and, unless the base model is meant, `model`."""

@@ -30,8 +30,8 @@ class Label:
         self._scorer = scorer
 
     def texts(self) -> dict[str, str]:
-        """What the labeler depends on."""
-        return self._labeler.texts()
+        """What the labeler and the scorer depend on."""
+        return self._labeler.texts() | (self._scorer.texts() if self._scorer else {})
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `sample`. Raises LabelerError when every comparison is an abstention."""

@@ -81,8 +81,8 @@ class PPO:
         )
 
     def texts(self) -> dict[str, str]:
-        """None: models and prompts are inputs."""
-        return {}
+        """What the scorer depends on; models and prompts are inputs."""
+        return self._scorer.texts() if self._scorer else {}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
