@@ -3,7 +3,11 @@
     python benchmarks/random_model.py dialogues.jsonl.gz OUT [--hidden 64 --layers 2 --vocab 2000]
 
 Reads every string in the JSON lines (HH-RLHF rows, or any other), trains a byte-level BPE on them and saves a Hugging
-Face folder that `model=hf model.path=OUT` takes.
+Face folder that `model=hf model.path=OUT` takes. Its weights are random, so a judge's mass is nowhere near the options;
+let it pass:
+
+    cai run experiment=rlaif model=hf model.path=OUT data=hh data.source.path=dialogues.jsonl.gz \\
+        labeler.min_mass=0 win_rate.labeler.min_mass=0
 """
 
 import argparse
@@ -15,6 +19,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cai.models.loading import save_model
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -57,8 +63,7 @@ def make_model(text_file: Path, output: Path, *, hidden: int, layers: int, vocab
             bos_token_id=None,
         )
     )
-    wrapped.save_pretrained(output)
-    model.save_pretrained(output)
+    save_model(model, wrapped, output)
     return int(model.num_parameters())
 
 

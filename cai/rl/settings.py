@@ -31,9 +31,9 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}: {unknown('choice', value, allowed)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How TRL's trainers train.
+    """How TRL's trainers train; the stages that use them add what is their own.
 
     `batch_size` rows (SFT) or prompts with all their responses (reward) make a step, `microbatch_size` of them at a
     time (None: all). `max_tokens` is the longest row, prompt and response; longer ones are refused, or dropped and
@@ -42,18 +42,18 @@ class TrainingSettings:
     """
 
     seed: int
-    num_epochs: int
-    batch_size: int
-    microbatch_size: int | None
-    learning_rate: float
-    schedule: Schedule
-    warmup_share: float
-    weight_decay: float
-    max_grad_norm: float
-    max_tokens: int
-    drop_too_long: bool
-    device: str
-    dtype: DType
+    num_epochs: int = 1
+    batch_size: int = 32
+    microbatch_size: int | None = None
+    learning_rate: float = 1e-3
+    schedule: Schedule = "linear"
+    warmup_share: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_tokens: int = 1024
+    drop_too_long: bool = False
+    device: str = "auto"
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         positive = ("num_epochs", "batch_size", "learning_rate", "max_grad_norm", "max_tokens")
@@ -67,7 +67,7 @@ class TrainingSettings:
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PPOSettings:
     """How PPO trains; `ppo.py` has the formulas.
 
@@ -83,25 +83,26 @@ class PPOSettings:
     """
 
     seed: int
-    num_updates: int
-    batch_size: int
-    minibatch_size: int
-    num_epochs: int
-    learning_rate: float
-    value_learning_rate: float
-    schedule: Literal["linear", "constant"]
-    num_warmup_updates: int
-    max_grad_norm: float
-    beta: float
-    clip: float
-    value_clip: float
-    lam: float
-    max_new_tokens: int
-    temperature: float
-    missing_eos_penalty: float
-    scale_rewards: bool
-    max_batch_tokens: int
-    dtype: DType
+    num_updates: int = 24
+    batch_size: int = 128
+    minibatch_size: int = 32
+    num_epochs: int = 1
+    learning_rate: float = 3e-4
+    value_learning_rate: float = 1e-3
+    schedule: Literal["linear", "constant"] = "constant"
+    num_warmup_updates: int = 2
+    max_grad_norm: float = 1.0
+    beta: float = 0.08
+    clip: float = 0.2
+    value_clip: float = 0.2
+    lam: float = 0.95
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    missing_eos_penalty: float = 1.0
+    scale_rewards: bool = True
+    max_batch_tokens: int = 16384
+    device: str = "auto"
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         sizes = ("num_updates", "batch_size", "minibatch_size", "num_epochs", "max_new_tokens", "max_batch_tokens")

@@ -1,13 +1,14 @@
 """Stage rl: PPO against the reward model, with a KL penalty to SL-CAI (InstructGPT section 3.5)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cai.errors import ConfigError, DataError
 from cai.progress import progress
 from cai.records import read_records, seed_of, write_rows
-from cai.rl.settings import DType, PPOSettings
+from cai.rl.settings import PPOSettings
 from cai.scorers import Scorer
 from cai.types import Prompt
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["PPO"]
 
 
-class PPO:
+@dataclass(frozen=True, kw_only=True)
+class PPO(PPOSettings):
     """Writes model/ (Hugging Face format) and curve.jsonl (a row per update: what `cai.rl.ppo` reports, and the mean of
     each of the scorer's columns over the update's responses).
 
@@ -29,60 +31,11 @@ class PPO:
 
     version: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        *,
-        seed: int,
-        num_updates: int = 24,
-        batch_size: int = 128,
-        minibatch_size: int = 32,
-        num_epochs: int = 1,
-        learning_rate: float = 3e-4,
-        value_learning_rate: float = 1e-3,
-        schedule: Literal["linear", "constant"] = "constant",
-        num_warmup_updates: int = 2,
-        max_grad_norm: float = 1.0,
-        beta: float = 0.08,
-        clip: float = 0.2,
-        value_clip: float = 0.2,
-        lam: float = 0.95,
-        max_new_tokens: int = 48,
-        temperature: float = 1.0,
-        missing_eos_penalty: float = 1.0,
-        scale_rewards: bool = True,
-        max_batch_tokens: int = 16384,
-        device: str = "auto",
-        dtype: DType = "float32",
-        scorer: Scorer | None = None,
-    ) -> None:
-        self._device = device
-        self._scorer = scorer
-        self._settings = PPOSettings(
-            seed=seed,
-            num_updates=num_updates,
-            batch_size=batch_size,
-            minibatch_size=minibatch_size,
-            num_epochs=num_epochs,
-            learning_rate=learning_rate,
-            value_learning_rate=value_learning_rate,
-            schedule=schedule,
-            num_warmup_updates=num_warmup_updates,
-            max_grad_norm=max_grad_norm,
-            beta=beta,
-            clip=clip,
-            value_clip=value_clip,
-            lam=lam,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            missing_eos_penalty=missing_eos_penalty,
-            scale_rewards=scale_rewards,
-            max_batch_tokens=max_batch_tokens,
-            dtype=dtype,
-        )
+    scorer: Scorer | None = None
 
     def texts(self) -> dict[str, str]:
         """What the scorer depends on; models and prompts are inputs."""
-        return self._scorer.texts() if self._scorer else {}
+        return self.scorer.texts() if self.scorer else {}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
@@ -95,12 +48,12 @@ class PPO:
         tokenizer = load_tokenizer(inputs["sft"] / "model")
         trainer = self._trainer(tokenizer, inputs)
         ids = [encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts]
-        order = prompt_order(len(prompts), self._settings.seed)
+        order = prompt_order(len(prompts), self.seed)
         curve: list[dict[str, Any]] = []
         num_tokens = 0
-        with progress("ppo", total=self._settings.num_updates, unit="updates") as bar:
-            for number in range(1, self._settings.num_updates + 1):
-                drawn = [next(order) for _ in range(self._settings.batch_size)]
+        with progress("ppo", total=self.num_updates, unit="updates") as bar:
+            for number in range(1, self.num_updates + 1):
+                drawn = [next(order) for _ in range(self.batch_size)]
                 update = trainer.update([ids[i] for i in drawn])
                 num_tokens += sum(len(row.ids) for row in update.rollout.rows)
                 measured = self._measure(tokenizer, [prompts[i] for i in drawn], update)
@@ -109,11 +62,11 @@ class PPO:
         save_model(trainer.policy.model, tokenizer, output / "model")
         write_rows(output / "curve.jsonl", curve)
         # Forwards of policy, reference, reward and value; then both trained networks, forward and backward.
-        passes = 2 * 4 + 2 * 6 * self._settings.num_epochs
+        passes = 2 * 4 + 2 * 6 * self.num_epochs
         return {
             "score": curve[-1]["score_mean"],
             "kl": curve[-1]["kl"],
-            "num_episodes": self._settings.num_updates * self._settings.batch_size,
+            "num_episodes": self.num_updates * self.batch_size,
             "num_tokens": num_tokens,
             "flops": float(passes * trainer.policy.model.num_parameters() * num_tokens),
         }
@@ -124,34 +77,34 @@ class PPO:
         from cai.rl.models import Policy, RewardModel, ValueModel
         from cai.rl.ppo import PPOTrainer
 
-        device, dtype, temperature = pick_device(self._device), self._settings.dtype, self._settings.temperature
+        device, dtype, temperature = pick_device(self.device), self.dtype, self.temperature
         model = load_causal_lm(inputs["sft"] / "model", device=device)
         frozen = load_causal_lm(inputs["sft"] / "model", dtype=dtype, device=device)
         reward = RewardModel.load(inputs["reward"] / "model", dtype=dtype, device=device)
         critic = RewardModel.load(inputs["reward"] / "model", device=device)
-        scale = 1 / reward.std if self._settings.scale_rewards and reward.std > 0 else 1.0
+        scale = 1 / reward.std if self.scale_rewards and reward.std > 0 else 1.0
         end = end_of_turn_id(tokenizer)
         return PPOTrainer(
             policy=Policy(model, temperature=temperature),
             reference=Policy(frozen, temperature=temperature),
             value=ValueModel(critic.model, offset=critic.offset, scale=scale),
-            reward=lambda rows: reward.score_rows(rows, max_batch_tokens=self._settings.max_batch_tokens),
+            reward=lambda rows: reward.score_rows(rows, max_batch_tokens=self.max_batch_tokens),
             reward_scale=scale,
             stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
-            settings=self._settings,
+            settings=self,
         )
 
     def _measure(
         self, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], update: "Update"
     ) -> dict[str, float | None]:
         """Mean of each of the scorer's columns over the responses it applies to; None where it applies to none."""
-        if self._scorer is None:
+        if self.scorer is None:
             return {}
         import numpy as np
 
         ids = [row.ids[row.num_prompt :] for row in update.rollout.rows]
         texts = [str(tokenizer.decode(response, skip_special_tokens=True)).strip() for response in ids]
-        columns = self._scorer.score(prompts, texts)
+        columns = self.scorer.score(prompts, texts)
         if taken := sorted(set(columns) & set(update.diagnostics)):
             raise ConfigError(f"scorer: column {taken[0]!r} has the name of a diagnostic of PPO")
         means = {}

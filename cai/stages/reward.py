@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cai.errors import ConfigError, DataError
 from cai.records import fingerprint, read_records, write_json, write_rows
-from cai.rl.settings import DType, Schedule, TrainingSettings
+from cai.rl.settings import TrainingSettings
 from cai.types import Demonstration, Preference
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Reward", "held_out"]
 
 
-class Reward:
+@dataclass(frozen=True, kw_only=True)
+class Reward(TrainingSettings):
     """Writes model/ (Hugging Face format, with reward.json), metrics.json, held_out.jsonl (a row per pair: prompt_id,
     tags, first, second, p, delta) and curve.jsonl.
 
@@ -27,42 +29,12 @@ class Reward:
 
     version: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        *,
-        seed: int,
-        num_epochs: int = 1,
-        batch_size: int = 32,
-        microbatch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        schedule: Schedule = "linear",
-        warmup_share: float = 0.05,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        max_tokens: int = 1024,
-        drop_too_long: bool = False,
-        held_out_share: float = 0.1,
-        device: str = "auto",
-        dtype: DType = "float32",
-    ) -> None:
-        if not 0 < held_out_share < 1:
-            raise ConfigError(f"held_out_share: must be between 0 and 1, got {held_out_share!r}")
-        self._held_out_share = held_out_share
-        self._settings = TrainingSettings(
-            seed=seed,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            microbatch_size=microbatch_size,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            warmup_share=warmup_share,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            max_tokens=max_tokens,
-            drop_too_long=drop_too_long,
-            device=device,
-            dtype=dtype,
-        )
+    held_out_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(f"held_out_share: must be between 0 and 1, got {self.held_out_share!r}")
 
     def texts(self) -> dict[str, str]:
         """None: the model is an input."""
@@ -78,15 +50,15 @@ class Reward:
         preferences = read_records(path, Preference)
         if len(preferences) < 2:
             raise DataError(f"{path}: {len(preferences)} preferences; at least 2 are needed, one to hold out")
-        device = pick_device(self._settings.device)
-        reward = RewardModel.from_language_model(inputs["sft"] / "model", seed=self._settings.seed, device=device)
+        device = pick_device(self.device)
+        reward = RewardModel.from_language_model(inputs["sft"] / "model", seed=self.seed, device=device)
         groups = [_encode(reward, preference, str(path)) for preference in preferences]
         lengths = [max(map(len, group.rows)) for group in groups]
-        kept = short_enough(lengths, reward.model.config, self._settings, str(path))
-        out = held_out([preferences[i] for i in kept], self._held_out_share)
+        kept = short_enough(lengths, reward.model.config, self, str(path))
+        out = held_out([preferences[i] for i in kept], self.held_out_share)
         train = [i for i, held in zip(kept, out, strict=True) if not held]
         test = [i for i, held in zip(kept, out, strict=True) if held]
-        curve = train_reward(reward.model, reward.tokenizer, [groups[i] for i in train], self._settings)
+        curve = train_reward(reward.model, reward.tokenizer, [groups[i] for i in train], self)
 
         demonstrations = read_records(inputs["data"] / "demonstrations.jsonl", Demonstration)
         pairs = _measure(reward, demonstrations, [preferences[i] for i in test])
@@ -96,7 +68,7 @@ class Reward:
         write_rows(output / "curve.jsonl", curve)
         write_rows(output / "held_out.jsonl", pairs)
         write_json(output / "metrics.json", metrics)
-        num_tokens = self._settings.num_epochs * sum(len(row) for i in train for row in groups[i].rows)
+        num_tokens = self.num_epochs * sum(len(row) for i in train for row in groups[i].rows)
         return {
             "accuracy": metrics["accuracy"],
             "log_loss": metrics["log_loss"],

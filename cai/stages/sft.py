@@ -2,65 +2,36 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from cai.errors import DataError
 from cai.models.digest import model_digest
 from cai.records import read_records, write_rows
-from cai.rl.settings import DType, Schedule, TrainingSettings
+from cai.rl.settings import Schedule, TrainingSettings
 from cai.types import Demonstration
 
 __all__ = ["SFT"]
 
 
-class SFT:
+@dataclass(frozen=True, kw_only=True)
+class SFT(TrainingSettings):
     """Writes model/ (Hugging Face format) and curve.jsonl (step, epoch, loss, learning_rate, ...).
 
-    The loss is the token mean over the response and its end-of-turn token; prompts are masked. What the settings mean
-    is told by `cai.rl.settings.TrainingSettings`.
+    The loss is the token mean over the response and its end-of-turn token; prompts are masked. `model` is the base
+    model; the other settings are told by `cai.rl.settings.TrainingSettings`.
     """
 
     version: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        seed: int,
-        num_epochs: int = 2,
-        batch_size: int = 32,
-        microbatch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        schedule: Schedule = "cosine",
-        warmup_share: float = 0.05,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        max_tokens: int = 1024,
-        drop_too_long: bool = False,
-        device: str = "auto",
-        dtype: DType = "float32",
-    ) -> None:
-        self._model = model
-        self._settings = TrainingSettings(
-            seed=seed,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            microbatch_size=microbatch_size,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            warmup_share=warmup_share,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            max_tokens=max_tokens,
-            drop_too_long=drop_too_long,
-            device=device,
-            dtype=dtype,
-        )
+    model: str
+    num_epochs: int = 2
+    schedule: Schedule = "cosine"
 
     def texts(self) -> dict[str, str]:
         """The base model's files."""
-        return {"model": model_digest(self._model)}
+        return {"model": model_digest(self.model)}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `revise`. Raises DataError for a demonstration that is too long, unless those are dropped."""
@@ -71,15 +42,15 @@ class SFT:
         demonstrations = read_records(path, Demonstration)
         if not demonstrations:
             raise DataError(f"{path}: no demonstrations to train on")
-        tokenizer = load_tokenizer(self._model)
-        model = load_causal_lm(self._model, device=pick_device(self._settings.device))
+        tokenizer = load_tokenizer(self.model)
+        model = load_causal_lm(self.model, device=pick_device(self.device))
         encoded = [encode_dialogue(tokenizer, d.prompt.turns, d.text) for d in demonstrations]
-        kept = short_enough([len(ids) for ids, _ in encoded], model.config, self._settings, str(path))
+        kept = short_enough([len(ids) for ids, _ in encoded], model.config, self, str(path))
         rows = [encoded[i] for i in kept]
-        curve = train_sft(model, tokenizer, rows, self._settings)
+        curve = train_sft(model, tokenizer, rows, self)
         save_model(model, tokenizer, output / "model")
         write_rows(output / "curve.jsonl", curve)
-        num_tokens = sum(len(ids) for ids, _ in rows) * self._settings.num_epochs
+        num_tokens = sum(len(ids) for ids, _ in rows) * self.num_epochs
         sources = Counter(demonstrations[i].source for i in kept)
         return {
             "num_rows": len(rows),
