@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from cai.datasets.splits import held_out
 from cai.errors import ConfigError, DataError, ModelError
 from cai.models.loading import load_tokenizer
 from cai.records import digest_folder, read_json, read_rows, write_records
@@ -18,7 +19,7 @@ from cai.rl.losses import bradley_terry_loss
 from cai.rl.models import RewardModel, Row, score_head
 from cai.rl.settings import TrainingSettings
 from cai.rl.trainers import Group, collate_groups, train_reward
-from cai.stages.reward import Reward, held_out
+from cai.stages.reward import Reward
 from cai.types import Demonstration, Pair, Preference, Prompt, Turn
 
 QUESTIONS = ["how do i open the door ?", "how do i turn the key ?", "my house ?", "the old door of my house ?"]
@@ -130,7 +131,8 @@ def test_demonstrations_score_zero_on_average_and_a_reload_keeps_it(trained: tup
 
 def test_without_demonstrations_the_policys_samples_score_zero(sft: Path, tmp_path: Path) -> None:
     run(sft, tmp_path, demonstrations=[], num_epochs=1)
-    held = [p for p, out in zip(PREFERENCES, held_out(PREFERENCES, 0.2), strict=True) if out]
+    out = held_out([p.prompt for p in PREFERENCES], 0.2)
+    held = [p for p, side in zip(PREFERENCES, out, strict=True) if side]
     reward = RewardModel.load(tmp_path / "out" / "model")
     scores = reward.score([p.prompt for p in held for _ in p.responses], [r for p in held for r in p.responses])
     assert abs(float(scores.mean())) < 1e-5
@@ -145,19 +147,6 @@ def test_the_same_seed_gives_the_same_bytes(sft: Path, tmp_path: Path) -> None:
     digests = [digest_folder(folder / "out") for folder in folders]
     assert digests[0] == digests[1]
     assert digests[0]["model/model.safetensors"] != digests[2]["model/model.safetensors"]
-
-
-def test_prompts_are_on_one_side_whatever_the_order() -> None:
-    twice = PREFERENCES + [preference(i) for i in range(0, 60, 7)]
-    out = held_out(twice, 0.1)
-    sides = {}
-    for one, side in zip(twice, out, strict=True):
-        assert sides.setdefault(one.prompt.turns, side) is side
-    assert sum(sides.values()) == 6
-    assert held_out(twice[::-1], 0.1) == out[::-1]
-    assert sum(held_out(PREFERENCES[:2], 0.01)) == 1 and sum(held_out(PREFERENCES[:2], 0.99)) == 1
-    with pytest.raises(DataError, match="one prompt"):
-        held_out([PREFERENCES[0]] * 3, 0.1)
 
 
 def test_errors_name_the_file(sft: Path, tmp_path: Path) -> None:

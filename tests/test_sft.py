@@ -7,9 +7,11 @@ import pytest
 import tiny_models
 import torch
 
+from cai.datasets.splits import held_out
 from cai.errors import CaiError, ConfigError, DataError
 from cai.models.loading import encode_dialogue, load_causal_lm, load_tokenizer
 from cai.records import digest_folder, read_rows, write_records
+from cai.rl.models import RewardModel
 from cai.rl.settings import TrainingSettings
 from cai.rl.trainers import LengthSampler, train_sft
 from cai.stages.sft import SFT
@@ -45,7 +47,7 @@ def run(
 ) -> dict[str, float]:
     write_records(folder / "in" / "sft.jsonl", demonstrations)
     (folder / "out").mkdir()
-    given = {"seed": 0, "num_epochs": 4, "batch_size": 4, "device": "cpu"} | settings
+    given = {"seed": 0, "num_epochs": 4, "batch_size": 4, "device": "cpu", "validation_share": 0.0} | settings
     return SFT(model=str(base), **given).run({"revise": folder / "in"}, folder / "out")
 
 
@@ -101,6 +103,40 @@ def test_microbatches_give_the_same_step(base: Path) -> None:
     # Adam's first steps are signs of the gradient, so that rounding in a gradient near 0 moves a weight by a little.
     assert (weights[1] - weights[0]).abs().median() < 1e-4 * step
     assert (weights[2] - weights[0]).abs().median() < 1e-4 * step
+
+
+def test_held_out_demonstrations_are_measured_after_every_epoch(base: Path, tmp_path: Path) -> None:
+    facts = run(base, tmp_path, validation_share=0.3, learning_rate=5e-3)
+    out = held_out([d.prompt for d in DEMONSTRATIONS], 0.3)
+    assert facts["num_validation"] == sum(out) and facts["num_rows"] == len(out) - sum(out)
+    curve = [row for row in read_rows(tmp_path / "out" / "curve.jsonl") if "validation_loss" in row]
+    assert [row["epoch"] for row in curve] == [1.0, 2.0, 3.0, 4.0]
+    assert facts["validation_loss"] == curve[-1]["validation_loss"] < curve[0]["validation_loss"]
+    model, tokenizer = load_causal_lm(tmp_path / "out" / "model"), load_tokenizer(base)
+    rows = [
+        encode_dialogue(tokenizer, d.prompt.turns, d.text) for d, held in zip(DEMONSTRATIONS, out, strict=True) if held
+    ]
+    logps = torch.cat([tiny_models.full_logps(model, ids)[start - 1 :] for ids, start in rows])
+    assert facts["validation_loss"] == pytest.approx(-float(logps.mean()), rel=1e-5)
+
+
+def test_the_epoch_that_a_reward_model_likes_best_is_kept(base: Path, tmp_path: Path) -> None:
+    reward = RewardModel.from_language_model(base, seed=3)
+    reward.save(tmp_path / "reward")
+    kept = run(base, tmp_path / "a", validation_share=0.5, learning_rate=2e-2, select_by=str(tmp_path / "reward"))
+    curve = [row for row in read_rows(tmp_path / "a" / "out" / "curve.jsonl") if "validation_reward" in row]
+    rewards = [row["validation_reward"] for row in curve]
+    assert len(rewards) == 4 and kept["validation_reward"] == max(rewards)
+    assert kept["best_epoch"] == rewards.index(max(rewards)) + 1
+    model, tokenizer = load_causal_lm(tmp_path / "a" / "out" / "model"), load_tokenizer(base)
+    held = zip(DEMONSTRATIONS, held_out([d.prompt for d in DEMONSTRATIONS], 0.5), strict=True)
+    rows = [encode_dialogue(tokenizer, d.prompt.turns, d.text) for d, out in held if out]
+    logps = torch.cat([tiny_models.full_logps(model, ids)[start - 1 :] for ids, start in rows])
+    best = curve[int(kept["best_epoch"]) - 1]["validation_loss"]
+    assert best == pytest.approx(-float(logps.mean()), rel=1e-5)
+    assert len({row["validation_loss"] for row in curve}) == 4  # so that the line above tells the epochs apart
+    with pytest.raises(ConfigError, match="select_by: needs held-out prompts"):
+        SFT(model=str(base), seed=0, select_by="x", validation_share=0)
 
 
 def test_rows_that_are_too_long_are_refused_or_dropped_and_counted(base: Path, tmp_path: Path) -> None:

@@ -103,10 +103,9 @@ class Ending:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], stop: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        # A marker that is one token ends a row at once; one that decoding would leave out can only be seen this way.
+        # A marker that is one token ends a row at once.
         self.ids = end_ids | {vocabulary[text] for text in stop if text in vocabulary}
-        special = set(tokenizer.all_special_tokens)
-        self.strings = [text for text in stop if text not in special]
+        self.strings = list(stop)
         self.tail = 8 + max(map(len, self.strings), default=0)
 
     def reached(self, ids: list[int]) -> bool:
@@ -127,4 +126,5 @@ class Ending:
         return text[: min(cuts)], num_tokens, True
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        # Markers that the model wrote into its answer stay: left out, a garbled answer would read as a clean one.
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))

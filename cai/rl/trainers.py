@@ -57,9 +57,10 @@ def train_sft(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[tuple[list[int], int]],
     settings: TrainingSettings,
+    after_epoch: Callable[[], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place on rows (token ids, number of prompt tokens), with the loss on the response tokens alone
-    (token mean over the batch). Returns the curve.
+    (token mean over the batch). Returns the curve, with a row of what `after_epoch` measured for each epoch.
     """
     data = Dataset.from_dict(
         {
@@ -74,7 +75,7 @@ def train_sft(
         args = SFTConfig(**_arguments(settings, folder, len(rows)), dataset_kwargs=skip)
         return _SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
 
-    return _train(build, [len(ids) for ids, _ in rows], settings, "sft")
+    return _train(build, [len(ids) for ids, _ in rows], settings, "sft", after_epoch)
 
 
 def train_reward(
@@ -217,16 +218,26 @@ class LengthSampler(Sampler[int]):
             yield from batch
 
 
-class _Progress(TrainerCallback):
-    def __init__(self, advance: Callable[[], None]) -> None:
+class _Hooks(TrainerCallback):
+    def __init__(self, advance: Callable[[], None], after_epoch: Callable[[], dict[str, float]] | None) -> None:
         self.advance = advance
+        self.after_epoch = after_epoch
+        self.measured: list[dict[str, float]] = []
 
     def on_step_end(self, *_: object, **__: object) -> None:
         self.advance()
 
+    def on_epoch_end(self, args: object, state: Any, control: object, **_: object) -> None:
+        if self.after_epoch is not None:
+            self.measured.append({"step": state.global_step, "epoch": round(state.epoch, 6), **self.after_epoch()})
+
 
 def _train(
-    build: Callable[[str], Any], lengths: Sequence[int], settings: TrainingSettings, label: str
+    build: Callable[[str], Any],
+    lengths: Sequence[int],
+    settings: TrainingSettings,
+    label: str,
+    after_epoch: Callable[[], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
     """Run the trainer that `build` makes in a folder of its own, which is thrown away with all that is in it."""
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -235,11 +246,13 @@ def _train(
         trainer.remove_callback(PrinterCallback)
         steps = -(-len(lengths) // settings.batch_size) * settings.num_epochs
         with progress(label, total=steps, unit="steps") as bar:
-            trainer.add_callback(_Progress(bar.advance))
+            hooks = _Hooks(bar.advance, after_epoch)
+            trainer.add_callback(hooks)
             trainer.train()
         kept = ("step", "epoch", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
         rows = [{key: entry[key] for key in kept if key in entry} for entry in trainer.state.log_history]
-    return [row for row in rows if "loss" in row]  # the last entry of the history is clocks
+    # the last entry of the history is clocks
+    return sorted([row for row in rows if "loss" in row] + hooks.measured, key=lambda row: row["step"])
 
 
 _SCHEDULES: dict[str, str] = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}

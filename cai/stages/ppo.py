@@ -102,8 +102,11 @@ class PPO(PPOSettings):
             return {}
         import numpy as np
 
-        ids = [row.ids[row.num_prompt :] for row in update.rollout.rows]
-        texts = [str(tokenizer.decode(response, skip_special_tokens=True)).strip() for response in ids]
+        ended = update.rollout.finished.tolist()
+        ids = [
+            row.ids[row.num_prompt : len(row.ids) - end] for row, end in zip(update.rollout.rows, ended, strict=True)
+        ]
+        texts = [str(tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
         columns = self.scorer.score(prompts, texts)
         if taken := sorted(set(columns) & set(update.diagnostics)):
             raise ConfigError(f"scorer: column {taken[0]!r} has the name of a diagnostic of PPO")

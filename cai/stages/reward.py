@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from cai.datasets.splits import held_out
 from cai.errors import ConfigError, DataError
-from cai.records import fingerprint, read_records, write_json, write_rows
+from cai.records import read_records, write_json, write_rows
 from cai.rl.settings import TrainingSettings
 from cai.types import Demonstration, Preference
 
 if TYPE_CHECKING:
-    from cai.rl.models import RewardModel
+    from cai.rl.models import RewardModel, Row
     from cai.rl.trainers import Group
 
-__all__ = ["Reward", "held_out"]
+__all__ = ["Reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,16 @@ class Reward(TrainingSettings):
         groups = [_encode(reward, preference, str(path)) for preference in preferences]
         lengths = [max(map(len, group.rows)) for group in groups]
         kept = short_enough(lengths, reward.model.config, self, str(path))
-        out = held_out([preferences[i] for i in kept], self.held_out_share)
+        out = held_out([preferences[i].prompt for i in kept], self.held_out_share)
         train = [i for i, held in zip(kept, out, strict=True) if not held]
         test = [i for i, held in zip(kept, out, strict=True) if held]
+        shown = inputs["data"] / "demonstrations.jsonl"
+        demonstrations = read_records(shown, Demonstration)
+        anchors = reward.encode([d.prompt for d in demonstrations], [d.text for d in demonstrations])
+        fit = short_enough([len(row.ids) for row in anchors], reward.model.config, self, str(shown)) if anchors else []
         curve = train_reward(reward.model, reward.tokenizer, [groups[i] for i in train], self)
 
-        demonstrations = read_records(inputs["data"] / "demonstrations.jsonl", Demonstration)
-        pairs = _measure(reward, demonstrations, [preferences[i] for i in test])
+        pairs = _measure(reward, [anchors[i] for i in fit], [preferences[i] for i in test])
         metrics = summarise(pairs) | {"num_train_pairs": sum(len(groups[i].p) for i in train)}
         metrics |= {"offset": reward.offset, "std": reward.std}
         reward.save(output / "model")
@@ -78,16 +82,6 @@ class Reward(TrainingSettings):
             "num_tokens": num_tokens,
             "flops": 6.0 * reward.model.num_parameters() * num_tokens,
         }
-
-
-def held_out(preferences: Sequence[Preference], share: float) -> list[bool]:
-    """Which preferences are held out: those whose prompts come first by hash, at least one prompt and not all."""
-    hashes = [fingerprint([[turn.role, turn.content] for turn in p.prompt.turns]) for p in preferences]
-    prompts = sorted(set(hashes))
-    if len(prompts) < 2:
-        raise DataError("all preferences have one prompt; the reward model needs another prompt to be measured on")
-    chosen = set(prompts[: min(max(1, round(share * len(prompts))), len(prompts) - 1)])
-    return [h in chosen for h in hashes]
 
 
 def _encode(reward: "RewardModel", preference: Preference, where: str) -> "Group":
@@ -107,16 +101,17 @@ def _encode(reward: "RewardModel", preference: Preference, where: str) -> "Group
 
 
 def _measure(
-    reward: "RewardModel", demonstrations: Sequence[Demonstration], preferences: Sequence[Preference]
+    reward: "RewardModel", anchors: "Sequence[Row]", preferences: Sequence[Preference]
 ) -> list[dict[str, Any]]:
-    """Set the offset and spread of `reward`; return a row for every held-out pair."""
+    """Set the offset of `reward` such that `anchors`, the demonstrations, score 0 on average, and its spread; return a
+    row for every held-out pair.
+    """
     prompts = [preference.prompt for preference in preferences for _ in preference.responses]
     texts = [response for preference in preferences for response in preference.responses]
     scores = reward.score(prompts, texts)
     reward.std = float(scores.std(correction=0))
     # Without demonstrations (a data source may have none) the policy's own samples are what scores 0 on average.
-    anchors = reward.score([d.prompt for d in demonstrations], [d.text for d in demonstrations])
-    reward.offset = -float(anchors.mean() if demonstrations else scores.mean())
+    reward.offset = -float((reward.score_rows(anchors) if anchors else scores).mean())
     rows = []
     start = 0
     for preference in preferences:

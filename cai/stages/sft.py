@@ -1,37 +1,57 @@
 """Stage sft: supervised fine-tuning on revisions and helpful demonstrations gives SL-CAI (Bai et al. 2022b, 3.1)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from cai.errors import DataError
+from cai.datasets.splits import held_out
+from cai.errors import ConfigError, DataError
 from cai.models.digest import model_digest
-from cai.records import read_records, write_rows
+from cai.records import read_records, seed_of, write_rows
 from cai.rl.settings import Schedule, TrainingSettings
 from cai.types import Demonstration
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 __all__ = ["SFT"]
+
+_BATCH_TOKENS = 16384  # of one forward pass over held-out demonstrations
 
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(TrainingSettings):
-    """Writes model/ (Hugging Face format) and curve.jsonl (step, epoch, loss, learning_rate, ...).
+    """Writes model/ (Hugging Face format) and curve.jsonl (step, epoch, loss, learning_rate, ...; after each epoch the
+    validation_loss, in nats per response token).
 
     The loss is the token mean over the response and its end-of-turn token; prompts are masked. `model` is the base
-    model; the other settings are told by `cai.rl.settings.TrainingSettings`.
+    model. The demonstrations of a `validation_share` of the prompts are held out. With `select_by`, the model folder of
+    a reward stage, the epoch whose samples on the held-out prompts score best is kept (InstructGPT section 3.5 selects
+    like this), else the last. The other settings are told by `cai.rl.settings.TrainingSettings`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     model: str
     num_epochs: int = 2
     schedule: Schedule = "cosine"
+    validation_share: float = 0.05
+    select_by: str | None = None
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"validation_share: must be from 0 to below 1, got {self.validation_share!r}")
+        if self.select_by is not None and not self.validation_share:
+            raise ConfigError("select_by: needs held-out prompts to sample on, but validation_share is 0")
 
     def texts(self) -> dict[str, str]:
-        """The base model's files."""
-        return {"model": model_digest(self.model)}
+        """The files of the base model, and of the reward model that selects."""
+        selecting = {} if self.select_by is None else {"select_by": model_digest(self.select_by)}
+        return {"model": model_digest(self.model), **selecting}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `revise`. Raises DataError for a demonstration that is too long, unless those are dropped."""
@@ -46,17 +66,101 @@ class SFT(TrainingSettings):
         model = load_causal_lm(self.model, device=pick_device(self.device))
         encoded = [encode_dialogue(tokenizer, d.prompt.turns, d.text) for d in demonstrations]
         kept = short_enough([len(ids) for ids, _ in encoded], model.config, self, str(path))
-        rows = [encoded[i] for i in kept]
-        curve = train_sft(model, tokenizer, rows, self)
+        share = self.validation_share
+        out = held_out([demonstrations[i].prompt for i in kept], share) if share else [False] * len(kept)
+        train = [i for i, held in zip(kept, out, strict=True) if not held]
+        validation = [encoded[i] for i, held in zip(kept, out, strict=True) if held]
+        measure = _Validation(self, model, tokenizer, validation) if validation else None
+        curve = train_sft(model, tokenizer, [encoded[i] for i in train], self, measure)
+        if measure is not None:
+            measure.keep_best()
         save_model(model, tokenizer, output / "model")
         write_rows(output / "curve.jsonl", curve)
-        num_tokens = sum(len(ids) for ids, _ in rows) * self.num_epochs
-        sources = Counter(demonstrations[i].source for i in kept)
+        num_tokens = sum(len(encoded[i][0]) for i in train) * self.num_epochs
+        sources = Counter(demonstrations[i].source for i in train)
         return {
-            "num_rows": len(rows),
-            "num_too_long": len(encoded) - len(rows),
-            "final_loss": curve[-1]["loss"],
+            "num_rows": len(train),
+            "num_too_long": len(encoded) - len(kept),
+            "final_loss": [row["loss"] for row in curve if "loss" in row][-1],
+            **(measure.facts() if measure else {}),
             **{f"num_{source}": count for source, count in sorted(sources.items())},
             "num_tokens": num_tokens,
             "flops": 6.0 * model.num_parameters() * num_tokens,
         }
+
+
+class _Validation:
+    """Measures the model after every epoch on held-out rows (token ids, number of prompt tokens)."""
+
+    def __init__(
+        self,
+        stage: SFT,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: Sequence[tuple[list[int], int]],
+    ) -> None:
+        from cai.models.loading import end_of_turn_id, end_of_turn_ids
+        from cai.rl.models import RewardModel, Row
+
+        self.stage, self.model = stage, model
+        self.rows = [Row(*row) for row in rows]
+        self.prompts = [list(ids) for ids in dict.fromkeys(tuple(ids[:start]) for ids, start in rows)]
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        self.end_id, self.end_ids = end_of_turn_id(tokenizer), end_of_turn_ids(model, tokenizer)
+        path = stage.select_by
+        self.reward = None if path is None else RewardModel.load(path, device=str(model.device))
+
+    def __call__(self) -> dict[str, float]:
+        """`validation_loss` and, with a reward model, `validation_reward`: the mean score of one sample per prompt."""
+        import torch
+
+        self.model.train(False)
+        with torch.no_grad():
+            found = {"validation_loss": self._loss()}
+            if self.reward is not None:
+                found["validation_reward"] = self._reward()
+                if all(found["validation_reward"] > before["validation_reward"] for before in self.history):
+                    self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.history.append(found)
+        self.model.train()
+        return found
+
+    def keep_best(self) -> None:
+        """Put back the weights of the best epoch by reward; without a reward model, nothing."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+
+    def facts(self) -> dict[str, float]:
+        """The figures of the epoch that is kept."""
+        if self.reward is None:
+            return {"num_validation": len(self.rows), **self.history[-1]}
+        best = max(range(len(self.history)), key=lambda epoch: self.history[epoch]["validation_reward"])
+        return {"num_validation": len(self.rows), **self.history[best], "best_epoch": best + 1}
+
+    def _loss(self) -> float:
+        from cai.rl.models import Policy, autocast, batch_budget, pack, plan_batches
+
+        policy, device = Policy(self.model), self.model.device
+        total, num_tokens = 0.0, 0
+        for indices in plan_batches([len(row.ids) for row in self.rows], batch_budget(_BATCH_TOKENS, device)):
+            with autocast(device, self.stage.dtype):
+                logp = policy.logp(pack([self.rows[i] for i in indices], device))
+            total -= float(logp.sum())
+            num_tokens += len(logp)
+        return total / num_tokens
+
+    def _reward(self) -> float:
+        from cai.rl.models import Policy
+        from cai.rl.rollout import sample_responses
+
+        assert self.reward is not None
+        rollout = sample_responses(
+            Policy(self.model),
+            self.prompts,
+            seeds=[seed_of(self.stage.seed, "validation", number) for number in range(len(self.prompts))],
+            max_new_tokens=self.stage.max_new_tokens,
+            stop_ids=self.end_ids,
+            max_batch_tokens=_BATCH_TOKENS,
+        )
+        return float(self.reward.score_rows(rollout.closed(self.end_id)).mean())
