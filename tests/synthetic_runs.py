@@ -129,6 +129,10 @@ def _shared_stages(
     write_records(revise / "revisions.jsonl", [r for i in range(6) for r in _revisions(seed, i)])
     write_json(revise / "revise.json", {"num_revisions": 12, "num_rejected": 1, "num_unchanged": 3,
                                         "rejected": {"critique_empty": 1}})  # fmt: skip
+    write_rows(revise / "scores.jsonl", [
+        {"prompt_id": f"p{i}", "step": step, "harmful_compliance": float(i % 4 >= step), "over_refusal": None}
+        for step in (0, 1, 2) for i in range(40)
+    ])  # fmt: skip
     sft = _folder(root, "sft", seed)
     sft.mkdir(parents=True)
     sample = _folder(root, "sample", seed)

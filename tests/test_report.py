@@ -222,6 +222,14 @@ def test_reward_model_figures(figures: dict[str, Any], runs: list[Path]) -> None
     assert set(models["RLHF"]["by_tag"]) == {"red_team", "helpful"}
 
 
+def test_harm_by_number_of_revisions(figures: dict[str, Any]) -> None:
+    (scores,) = figures["revision_scores"]
+    assert scores["arms"] == ["RLHF", "RLAIF"] and [c["name"] for c in scores["columns"]] == ["harmful_compliance"]
+    harm = {step: found["harmful_compliance"] for step, found in scores["steps"].items()}
+    assert {step: one["value"] for step, one in harm.items()} == {"0": 1.0, "1": 0.75, "2": 0.5}
+    assert harm["1"]["low"] < 0.75 < harm["1"]["high"] and set(harm["1"]["per_seed"]) == {"0", "1"}
+
+
 def test_cost_counts_a_shared_output_once(figures: dict[str, Any]) -> None:
     costs = {(c["stage"], tuple(c["arms"])): c for c in figures["costs"]}
     revise = costs["revise", ("RLHF", "RLAIF")]

@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import FunctionEngine, data_folder, family, holds_when_cut, noise, prompt, rules, run
+from worlds import (
+    FunctionEngine,
+    WordCount,
+    data_folder,
+    family,
+    finished,
+    holds_when_cut,
+    noise,
+    prompt,
+    rules,
+    run,
+)
 
 from cai.engines.base import EnginePrompt
 from cai.errors import ConfigError
-from cai.records import read_json, read_records
+from cai.records import read_json, read_records, read_rows
 from cai.stages.base import Stage
 from cai.stages.revise import Revise, rejection
 from cai.types import Demonstration, Response, Revision
@@ -148,6 +159,25 @@ def test_direct_revision_has_no_critique(data: Path, workdir: Path) -> None:
     assert all(r.critique is None and r.rejected is None and r.revision for r in revisions)
     assert [sub_step(call[0][1]) for call in engine.generated] == ["respond", "revision-1", "revision-2"]
     assert stage.texts().keys() == {"constitution", "prompts/direct_revision", "model"}
+
+
+def test_a_scorer_measures_every_step_and_changes_nothing(data: Path, workdir: Path) -> None:
+    def reply(asked: EnginePrompt, key: str) -> str:
+        name = sub_step(key)
+        return "" if name == "revision-2" and "red3" in key else "word " * (1 + len(name) % 3) + name
+
+    folders = []
+    for name, scorer in (("without", None), ("with", WordCount())):
+        run(revise(workdir, FunctionEngine(reply=reply), scorer=scorer), {"data": data}, workdir / name)
+        folders.append(workdir / name)
+    assert finished(folders[0]).items() <= finished(folders[1]).items()
+    assert set(finished(folders[1])) - set(finished(folders[0])) == {"scores.jsonl"}
+    rows = {(row["prompt_id"], row["step"]): row["gold"] for row in read_rows(folders[1] / "scores.jsonl")}
+    revisions = read_records(folders[1] / "revisions.jsonl", Revision)
+    for r in revisions:
+        assert rows[r.prompt.id, r.step - 1] == len(r.response.split())
+        assert rows[r.prompt.id, r.step] == len((r.response if r.rejected else r.revision).split())
+    assert sum(r.rejected is not None for r in revisions) == 1 and len(rows) == 24 * 3
 
 
 def test_revising_goes_on_where_it_was_cut(data: Path, workdir: Path) -> None:

@@ -11,8 +11,9 @@ from cai.report.labels import Labels, read_labels
 from cai.report.limits import absences, limits
 from cai.report.measures import PRIMARY, Measures, WinRate, measure, win_rates
 from cai.report.plots import Curve, Point
+from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
 from cai.report.runs import Policy, Run, policies_of, read_runs
-from cai.report.samples import Card, Revised, UsedConstitution, constitutions, revision_counts, revisions, sample_sheet
+from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
 from cai.report.statistics import Bootstrap
 from cai.report.training import Cost, RewardModel, costs, over_optimisation, reward_models, rl_curves
 from cai.report.words import findings, label_findings
@@ -45,6 +46,7 @@ class Report:
     constitutions: tuple[UsedConstitution, ...]
     revisions: tuple[Revised, ...]
     revised: dict[str, int]
+    revision_scores: tuple[RevisionScores, ...]
     costs: tuple[Cost, ...]
     limits: tuple[str, ...]
     absent: dict[str, str]
@@ -99,6 +101,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         constitutions=tuple(constitutions(runs)),
         revisions=tuple(revisions(runs, _SEED)),
         revised=revision_counts(runs),
+        revision_scores=tuple(revision_scores(runs, bootstrap)),
         costs=tuple(costs(runs)),
         limits=tuple(limits(runs, measures, labels, rates)),
         absent=absences(runs, policies, measures, rates),
@@ -217,6 +220,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "constitutions": [_constitution_json(c) for c in report.constitutions],
         "revisions": [to_json(r) for r in report.revisions],
         "revised": report.revised,
+        "revision_scores": [to_json(s) for s in report.revision_scores],
         "costs": [to_json(c) for c in report.costs],
         "limits": list(report.limits),
         "absent": report.absent,

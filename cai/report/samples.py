@@ -1,6 +1,6 @@
-"""Texts for the reader's own eyes, drawn at random by a stated seed: responses, steps of revision, constitutions."""
+"""Texts for the reader's own eyes, drawn at random by a stated seed: responses, constitutions."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +12,18 @@ from cai.records import digest_file, seed_of
 from cai.report.measures import KNOWN, scored_rows
 from cai.report.runs import Output, Policy, Run
 from cai.report.words import figure
-from cai.types import Prompt, Response, Revision, Turn
+from cai.types import Prompt, Response, Turn
 
 __all__ = [
     "Card",
     "Mark",
     "Reply",
-    "Revised",
     "UsedConstitution",
     "constitutions",
-    "revision_counts",
-    "revisions",
     "sample_sheet",
 ]
 
 _NUM_CARDS: Final = 8
-_NUM_REVISED: Final = 3
 _UNMARKED: Final = {"helpful", "right_reason", "evasive_share", "finished"}
 Kind = Literal["good", "bad", "neutral"]
 _KIND: Final[dict[str, Kind]] = {"lower": "bad", "higher": "good", "": "neutral"}
@@ -60,15 +56,6 @@ class Card:
     turns: tuple[Turn, ...]
     tags: tuple[str, ...]
     replies: tuple[Reply, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Revised:
-    """Every step of critique and revision of one prompt."""
-
-    arm: str | None
-    turns: tuple[Turn, ...]
-    steps: tuple[Revision, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,41 +121,6 @@ def _marks(row: Mapping[str, Any]) -> list[Mark]:
     if row.get("gold") is not None:
         marks.append(Mark(f"gold score {figure(row['gold'], '')}", "neutral"))
     return marks
-
-
-def revisions(runs: Sequence[Run], seed: int) -> list[Revised]:
-    """Prompts drawn at random with all their steps, from the first run of every different revise stage."""
-    found = []
-    seen: set[str] = set()
-    stages = {(run.outputs["revise"].fingerprint, run.seed) for run in runs if "revise" in run.outputs}
-    lowest = min((s for _, s in stages), default=0)
-    several = len({f for f, s in stages if s == lowest}) > 1
-    for run in runs:
-        output = run.outputs.get("revise")
-        if output is None or run.seed != lowest or output.fingerprint in seen:
-            continue
-        seen.add(output.fingerprint)
-        steps: dict[str, list[Revision]] = defaultdict(list)
-        for revision in output.records("revisions.jsonl", Revision) or ():
-            steps[revision.prompt.id].append(revision)
-        for name in sorted(steps, key=lambda p: seed_of(seed, "revisions", p))[:_NUM_REVISED]:
-            own = tuple(sorted(steps[name], key=lambda r: r.step))
-            found.append(Revised(run.arm if several else None, own[0].prompt.turns, own))
-    return found
-
-
-def revision_counts(runs: Sequence[Run]) -> dict[str, int]:
-    """Steps of all different revise stages: how many, unchanged, not used, and by the reason for that."""
-    counts: Counter[str] = Counter()
-    seen: set[str] = set()
-    for run in runs:
-        output = run.outputs.get("revise")
-        if output is not None and output.fingerprint not in seen:
-            seen.add(output.fingerprint)
-            found = output.json("revise.json") or {}
-            counts.update({k: found[k] for k in ("num_revisions", "num_unchanged", "num_rejected") if k in found})
-            counts.update({f"rejected_{reason}": n for reason, n in (found.get("rejected") or {}).items()})
-    return dict(counts)
 
 
 def constitutions(runs: Sequence[Run]) -> list[UsedConstitution]:

@@ -4,6 +4,7 @@ Round by round over all prompts, so that every step is one large call to the eng
 prompt and number, and the step works on the latest response that was usable.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,8 @@ from cai.engines.journaled import cost_facts, generate_journaled, tell_unknown, 
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered, TextSlot
-from cai.records import read_records, write_json, write_records
+from cai.records import read_records, write_json, write_records, write_rows
+from cai.scorers import Scorer
 from cai.types import Demonstration, Prompt, Response, Revision
 
 __all__ = ["Revise", "rejection"]
@@ -49,10 +51,12 @@ def rejection(response: Response, critique: str | None = None) -> str | None:
 
 
 class Revise:
-    """Writes revisions.jsonl (every step's Revision, by prompt), sft.jsonl and revise.json (counts).
+    """Writes revisions.jsonl (every step's Revision, by prompt), sft.jsonl, revise.json (counts) and, with a `scorer`,
+    scores.jsonl (a row per prompt and step: what the scorer makes of the latest response; step 0 is the first).
 
     sft.jsonl (Demonstration) holds the revisions of *every* step that were not rejected, as in the paper, and the
-    helpful demonstrations. `critique=False` asks for the revision at once (section 3.5).
+    helpful demonstrations. `critique=False` asks for the revision at once (section 3.5). The scorer measures and
+    decides nothing.
     """
 
     version: ClassVar[int] = 1
@@ -60,6 +64,7 @@ class Revise:
     def __init__(
         self, *, engine: EngineFactory, model: str, prompts: PromptFamily, constitution: Constitution, seed: int,
         max_new_tokens: int, num_revisions: int = 2, critique: bool = True, temperature: float = 1.0,
+        scorer: Scorer | None = None,
     ) -> None:  # fmt: skip
         if num_revisions < 1:
             raise ConfigError(f"num_revisions: must be at least 1, got {num_revisions}")
@@ -72,12 +77,14 @@ class Revise:
         self._critique = critique
         self._respond = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
         self._temperature = temperature
+        self._scorer = scorer
         self._hashes = prompts.hashes(*(("critique", "revision") if critique else ("direct_revision",)))
 
     def texts(self) -> dict[str, str]:
-        """Hashes of the constitution, the templates and the base model."""
+        """Hashes of the constitution, the templates and the base model, and what the scorer depends on."""
         templates = {f"prompts/{name}": sha for name, sha in self._hashes.items()}
-        return {"constitution": self._constitution.sha256, **templates, "model": model_digest(self._model)}
+        scorer = self._scorer.texts() if self._scorer else {}
+        return {"constitution": self._constitution.sha256, **templates, "model": model_digest(self._model), **scorer}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `data`. Every sub-step has a journal of its own."""
@@ -87,10 +94,12 @@ class Revise:
         dialogues = [EnginePrompt(turns=prompt.turns) for prompt in prompts]
         first = run.generate("respond", range(len(prompts)), dialogues, self._respond)
         latest = [response.text for response in first]
+        by_step = [latest]
         steps: list[list[Revision]] = []
         for step in range(1, self._num_revisions + 1):
             revisions = self._step(run, step, latest)
             latest = [r.response if r.rejected else r.revision for r in revisions]
+            by_step.append(latest)
             steps.append(revisions)
         by_prompt = [revision for revisions in zip(*steps, strict=True) for revision in revisions]
         revised = [
@@ -102,6 +111,8 @@ class Revise:
         write_records(output / "revisions.jsonl", by_prompt)
         write_records(output / "sft.jsonl", [*revised, *demonstrations])
         write_json(output / "revise.json", {**counts, "num_sft": len(revised) + len(demonstrations)})
+        if self._scorer is not None:
+            write_rows(output / "scores.jsonl", _scores(self._scorer, prompts, by_step))
         tell_unknown(run.engine.usage, "revise")
         totals = {name: float(value) for name, value in counts.items() if isinstance(value, int)}
         return {**totals, **cost_facts(run.engine.usage)}
@@ -184,6 +195,17 @@ class _Run:
         assert isinstance(slot, TextSlot)
         sampling = Sampling(max_new_tokens=slot.max_new_tokens, temperature=temperature, stop=slot.stop)
         return self.generate(name, asked, [r.prefix() for r in rendered], sampling)
+
+
+def _scores(scorer: Scorer, prompts: Sequence[Prompt], by_step: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """A row per prompt and step, null where a column does not apply: what harm is left after k revisions."""
+    rows = []
+    for step, responses in enumerate(by_step):
+        columns = scorer.score(prompts, responses)
+        for index, prompt in enumerate(prompts):
+            values = {name: None if math.isnan(column[index]) else column[index] for name, column in columns.items()}
+            rows.append({"prompt_id": prompt.id, "step": step, **values})
+    return rows
 
 
 def _counts(first: Sequence[Response], revisions: Sequence[Revision]) -> dict[str, Any]:
