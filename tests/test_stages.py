@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from tiny_models import word_tokenizer
 from worlds import FunctionEngine, WordCount, data_folder, holds_when_cut, model_folder, noise, prompt, run
 
 from cai.errors import ConfigError, DataError
+from cai.models.loading import encode_dialogue
 from cai.records import read_json, read_records, read_rows
 from cai.stages.data import Data, check_sets
 from cai.stages.evaluate import Evaluate
@@ -53,8 +55,8 @@ def test_data_writes_every_set(workdir: Path) -> None:
     assert read_records(workdir / "out" / "rl.jsonl", Prompt) == [prompt("rl")]
     assert read_records(workdir / "out" / "demonstrations.jsonl", Demonstration)[0].text == "t"
     sizes = dict.fromkeys(("red_team", "demonstrations", "comparisons", "rl", "evaluation"), 1)
-    assert read_json(workdir / "out" / "data.json") == {**sizes, "source": {}}
-    assert facts["num_rl"] == 1.0 and "num_left_out" not in facts
+    assert read_json(workdir / "out" / "data.json") == {**sizes, "too_long": dict.fromkeys(sizes, 0), "source": {}}
+    assert facts["num_rl"] == 1.0 and facts["num_left_out"] == facts["num_too_long"] == 0.0
 
 
 def test_data_tells_what_the_source_left_out(workdir: Path) -> None:
@@ -62,6 +64,23 @@ def test_data_tells_what_the_source_left_out(workdir: Path) -> None:
     facts = run(Data(source=Source(sets(counts=counts))), {}, workdir / "out")
     assert read_json(workdir / "out" / "data.json")["source"] == counts
     assert facts["num_left_out"] == 4.0
+
+
+def test_data_leaves_long_prompts_out_and_counts_them(workdir: Path) -> None:
+    tokenizer = word_tokenizer()
+    model = str(tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, workdir / "model"))
+    long = Prompt(id="long", turns=(Turn("user", "how " * 9),))
+    source = Source(sets(rl=(prompt("rl"), long)))
+    size = len(encode_dialogue(tokenizer, long.turns)[0])
+    facts = run(Data(source=source, model=model, max_prompt_tokens=size - 1), {}, workdir / "out")
+    assert read_records(workdir / "out" / "rl.jsonl", Prompt) == [prompt("rl")]
+    assert read_json(workdir / "out" / "data.json")["too_long"]["rl"] == facts["num_too_long"] == 1
+    assert run(Data(source=source, model=model, max_prompt_tokens=size), {}, workdir / "all")["num_rl"] == 2
+    with pytest.raises(DataError, match="red_team: all 1 prompts are longer than max_prompt_tokens 1"):
+        run(Data(source=source, model=model, max_prompt_tokens=1), {}, workdir / "none")
+    with pytest.raises(ConfigError, match="max_prompt_tokens: goes with model"):
+        Data(source=source, max_prompt_tokens=5)
+    assert Data(source=source, model=model, max_prompt_tokens=5).texts().keys() == {"file", "model"}
 
 
 @pytest.mark.parametrize(

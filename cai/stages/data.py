@@ -1,12 +1,13 @@
 """Stage data: the prompts and demonstrations that every other stage reads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from cai.errors import DataError
+from cai.errors import ConfigError, DataError
+from cai.models.digest import model_digest
 from cai.records import write_json, write_records
-from cai.types import Prompt, PromptSets, Turn
+from cai.types import Demonstration, Prompt, PromptSets, Turn
 
 __all__ = ["Data", "DataSource", "check_sets"]
 
@@ -26,31 +27,55 @@ class DataSource(Protocol):
 
 class Data:
     """Writes red_team.jsonl, comparisons.jsonl, rl.jsonl, evaluation.jsonl (Prompt), demonstrations.jsonl
-    (Demonstration) and data.json (how many of each, and the source's own counts of what is in none of them).
+    (Demonstration) and data.json (how many of each, and counts of what is in none of them).
+
+    Prompts of more than `max_prompt_tokens` tokens of `model`, its chat template included, are left out and counted:
+    later stages put critiques and responses behind them, and need room in the model's context.
     """
 
     version: ClassVar[int] = 1
 
-    def __init__(self, *, source: DataSource) -> None:
+    def __init__(self, *, source: DataSource, model: str | None = None, max_prompt_tokens: int | None = None) -> None:
+        if (model is None) != (max_prompt_tokens is None):
+            raise ConfigError(
+                f"max_prompt_tokens: goes with model, whose tokens are counted; got {max_prompt_tokens} and {model}"
+            )
+        if max_prompt_tokens is not None and max_prompt_tokens < 1:
+            raise ConfigError(f"max_prompt_tokens: must be at least 1, got {max_prompt_tokens}")
         self._source = source
+        self._model = model
+        self._limit = max_prompt_tokens
 
     def texts(self) -> dict[str, str]:
-        """What the source depends on."""
-        return self._source.texts()
+        """What the source depends on, and the model that counts tokens."""
+        return self._source.texts() | ({} if self._model is None else {"model": model_digest(self._model)})
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Write the source's sets, once they are known to be sound (`check_sets`)."""
         sets = self._source.load()
         check_sets(sets)
-        counts = {}
+        fits = self._fits()
+        counts, too_long = {}, {}
         for name in ("red_team", "demonstrations", "comparisons", "rl", "evaluation"):
             records = getattr(sets, name)
-            write_records(output / f"{name}.jsonl", records)
-            counts[name] = len(records)
-        write_json(output / "data.json", {**counts, "source": sets.counts})
+            kept = [r for r in records if fits(r.prompt if isinstance(r, Demonstration) else r)]
+            if records and not kept:
+                raise DataError(f"{name}: all {len(records)} prompts are longer than max_prompt_tokens {self._limit}")
+            write_records(output / f"{name}.jsonl", kept)
+            counts[name], too_long[name] = len(kept), len(records) - len(kept)
+        write_json(output / "data.json", {**counts, "too_long": too_long, "source": sets.counts})
         left_out = sum(count for reason, count in sets.counts.items() if reason.startswith("left_out"))
-        facts = {**counts, "left_out": left_out} if sets.counts else counts
-        return {f"num_{name}": float(count) for name, count in facts.items()}
+        more = {"too_long": sum(too_long.values()), "left_out": left_out}
+        return {f"num_{name}": float(count) for name, count in {**counts, **more}.items()}
+
+    def _fits(self) -> Callable[[Prompt], bool]:
+        """Whether a prompt is short enough."""
+        if self._model is None or self._limit is None:
+            return lambda prompt: True
+        from cai.models.loading import encode_dialogue, load_tokenizer
+
+        tokenizer, limit = load_tokenizer(self._model), self._limit
+        return lambda prompt: len(encode_dialogue(tokenizer, prompt.turns)[0]) <= limit
 
 
 def check_sets(sets: PromptSets) -> None:
