@@ -105,7 +105,7 @@ class Judgment:
 
     `pairs` holds the verdict, in the comparison's own response order, whatever order was shown. An abstention has no
     pairs and says why in `abstained`. `evidence` keeps what the verdict was made of, as plain JSON: for the AI labeler
-    a row per pair, principle and order shown, with the raw option log-probabilities.
+    a row per pair, principle and order shown, with the raw option log-probabilities. `person` is empty for a model.
     """
 
     id: str

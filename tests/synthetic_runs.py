@@ -77,7 +77,7 @@ def _run_folder(folder: Path, arm: str, labeler: str, seed: int, stages: dict[st
     (folder / "prompts" / "judge.jinja").write_text("which is better?")
     nodes = {"_target_": f"cai.labelers.{labeler}.Labeler"}
     judge = {"_target_": "cai.labelers.ai.Labeler"}
-    config = {"data": {"notice": NOTICE}, "label": {"labeler": nodes}, "win_rate": {"labeler": judge}, "seed": seed}
+    config = {"notice": NOTICE, "label": {"labeler": nodes}, "win_rate": {"labeler": judge}, "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     entries = {}
     for name, path in stages.items():

@@ -295,6 +295,15 @@ def test_doctor_tells_versions_devices_and_extras(capsys: pytest.CaptureFixture[
     assert facts["[dev]"] == "installed"
 
 
+def test_doctor_works_where_the_system_tells_no_affinity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert cli.main(["doctor"]) == 0
+    assert ", 12 cores" in capsys.readouterr().out
+
+
 def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", "--nonsense"])

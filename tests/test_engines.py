@@ -182,9 +182,8 @@ def test_a_choice_is_cut_into_tokens_as_it_would_stand_in_the_text(words: Path, 
 def test_shared_questions_are_counted(words: Path):
     one = engine(words)
     one.choice_logprobs([EnginePrompt(text=f"take a key {w}") for w in ("yes", "no")], [["(A)", "(B)"]] * 2)
-    assert (one.usage.prompt_tokens, one.usage.shared_tokens, one.usage.new_tokens) == (5, 3, 0)
+    assert (one.usage.prompt_tokens, one.usage.new_tokens) == (5, 0)  # of 8 tokens, 3 are read once for both
     assert one.usage.flops == 2.0 * 5 * one._loaded.model.num_parameters()
-    assert one.usage.seconds > 0
 
 
 # --- errors and bookkeeping -------------------------------------------------------------------------------------------
@@ -238,9 +237,8 @@ def test_settings_that_cannot_be_right_fail_before_loading(words: Path):
         engine(words, max_batch_tokens=0)
 
 
-def test_name_and_fingerprint(words: Path, pieces: Path):
+def test_an_engine_has_the_name_of_its_model(words: Path):
     assert engine(words).name == "words"
-    assert engine(words).fingerprint == engine(words).fingerprint != engine(pieces).fingerprint
 
 
 def test_half_precision_runs_on_the_cpu_too(words: Path):

@@ -71,6 +71,7 @@ def test_no_label_is_lost_or_invented(workdir: Path) -> None:
     assert (summary["num_comparisons"], summary["num_pairs"], summary["num_abstained"]) == (20, 19, 1)
     assert summary["abstained"] == {"ill_formed_answer": 1}
     assert sum(summary["principles"].values()) == 20
+    assert summary["people"] == {}  # a model is nobody
     assert summary["position"]["num_questions"] == 19
     assert (summary["gold"], summary["between_people"]["agreement"]) == (None, None)
     assert facts["num_abstained"] == 1.0

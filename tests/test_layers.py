@@ -1,6 +1,8 @@
 """Dependencies point one way (DESIGN, section 4); read from the source with ast, so nothing is imported."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -90,6 +92,15 @@ def test_foundations_are_standard_library_only() -> None:
     for module in ("types", "errors", "paths"):
         for name, _ in imports(ROOT / "cai" / f"{module}.py"):
             assert name.split(".")[0] in {"collections", "dataclasses", "difflib", "pathlib", "typing"}, (module, name)
+
+
+def test_what_is_installed_is_imported() -> None:
+    """Every dependency of a plain installation is imported by the package, or by a library that does part of its work."""
+    names = {"hydra-core": "hydra", "pyyaml": "yaml", "accelerate": "transformers"}  # trainers of transformers need it
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    packages = [re.split(r"[<>=]", requirement)[0] for requirement in wanted]
+    idle = [package for package in packages if not importers(names.get(package, package))]
+    assert not idle
 
 
 def test_no_stage_imports_a_stage() -> None:

@@ -83,6 +83,10 @@ def test_the_scorer_is_the_oracle_on_the_last_turn() -> None:
     assert set(found["evasive"]) == {1.0}
 
 
+def test_the_scorer_hangs_on_the_rule_of_harm() -> None:
+    assert SandboxScorer().texts().keys() == {"sandbox/words.py", "sandbox/grammar.py", "sandbox/oracle.py"}
+
+
 def test_prompts_of_another_world_have_no_gold() -> None:
     prompt = Prompt(id="x", turns=(Turn("user", "What is the capital of France?"),))
     columns = SandboxScorer().score([prompt], ["Paris, I think."])

@@ -188,6 +188,19 @@ def test_a_full_disk_is_one_line_and_the_journal_goes_on_after_it(tmp_path: Path
     assert [r.id for r in journal.read()] == ["a", "b"]
 
 
+def test_writing_opens_no_folder_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, *_: object) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("cai.records.sys.platform", "win32")
+    monkeypatch.setattr("cai.records.os.open", refuse)
+    write_json(tmp_path / "a.json", [1])
+    Journal(tmp_path / "b.journal", Response).append(
+        [Response(id="r", prompt_id="p", text="x", model="m", num_tokens=1, finished=True)]
+    )
+    assert read_json(tmp_path / "a.json") == [1]
+
+
 def test_a_journal_needs_ids() -> None:
     with pytest.raises(TypeError, match="Pair has none"):
         Journal(Path("x"), types.Pair)

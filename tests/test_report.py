@@ -3,13 +3,16 @@
 import math
 import re
 import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from synthetic_runs import HOSTILE, NOTICE, make_runs
 
+from cai import config
 from cai.errors import DataError
 from cai.records import read_json, read_rows, write_json
 from cai.report import write_report
@@ -104,6 +107,40 @@ def test_first_words_are_the_notice_of_the_data(page: str) -> None:
         NOTICE,
         "RLHF and RLAIF compared",
     ]  # title, notice, h1
+
+
+def test_real_runs_on_the_sandbox_say_so_first(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, arms={"rlaif": "ai"}, num_prompts=4, num_comparisons=4)
+    settings = asdict(config.compose(["experiment=rlaif"]))
+    (folders[0] / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert quick(folders).notice.startswith("Made on the embedded sandbox")
+
+
+def test_what_was_interrupted_cost_at_least_this(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, num_prompts=8, num_comparisons=8)
+    run = read_json(folders[0] / "run.json")
+    run["stages"]["label"]["resumed"] = True
+    write_json(folders[0] / "run.json", run)
+    report = quick(folders)
+    assert [(c.stage, c.arms) for c in report.costs if c.at_least] == [("label", ("RLHF",))]
+    page = render(report, {**dict.fromkeys(pictures(report), "")})
+    assert page.count("<b>at least ") == 2  # the stage, and the total of its column
+
+
+def test_every_constitution_and_template_that_was_used_is_told(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, num_prompts=8, num_comparisons=8)
+    other = yaml.safe_load((folders[0] / "constitution.yaml").read_text())
+    (folders[1] / "constitutions").mkdir()
+    (folders[1] / "constitutions" / "win_rate.labeler.constitution.yaml").write_text(
+        yaml.safe_dump({**other, "name": "other"})
+    )
+    (folders[1] / "prompts" / "judge.jinja").write_text("which is worse?")
+    (folders[1] / "prompts" / "critique.jinja").write_text("what is bad?")
+    own, judges = quick(folders).constitutions
+    assert judges.arms == ("RLAIF (win_rate.labeler.constitution)",)
+    assert judges.constitution is not None and judges.constitution.name == "other"
+    assert own.arms == ("RLHF", "RLAIF")
+    assert list(own.templates) == ["judge.jinja", "critique.jinja", "judge.jinja (RLAIF, 0)"]
 
 
 def test_texts_of_models_and_people_are_escaped(page: str) -> None:

@@ -24,7 +24,7 @@ def _facts() -> list[tuple[str, str]]:
     facts = [
         ("cai", _version("cai")),
         ("python", platform.python_version()),
-        ("system", f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores"),
+        ("system", f"{platform.system()} {platform.machine()}, {_num_cores()} cores"),
         ("disk free", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB here"),
         ("torch", f"{_version('torch')}, {torch.get_num_threads()} threads"),
     ]
@@ -40,6 +40,11 @@ def _facts() -> list[tuple[str, str]]:
         have = _version(package)
         facts.append((f"[{extra}]", have if have == "missing" else "installed"))
     return facts
+
+
+def _num_cores() -> int | None:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> str:

@@ -43,17 +43,15 @@ class Generation:
 
 @dataclass(slots=True)
 class Usage:
-    """Running totals of one engine: tokens read (after prefix sharing), tokens made, forward FLOPs, seconds.
+    """Running totals of one engine: tokens read (after prefix sharing), tokens made, forward FLOPs.
 
     `unknown` counts words that the model's vocabulary lacks, by word, so that a constitution that the model cannot
     read is reported and not met with silence.
     """
 
     prompt_tokens: int = 0
-    shared_tokens: int = 0
     new_tokens: int = 0
     flops: float = 0.0
-    seconds: float = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
 
 

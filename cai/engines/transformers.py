@@ -1,6 +1,5 @@
 """The engine that runs a Hugging Face causal language model in this process, on the CPU or a GPU."""
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from cai.engines.base import EnginePrompt, Generation, Sampling, Usage
 from cai.errors import EngineError, ModelError, unknown
-from cai.models.digest import DTYPES, find_model, model_digest
+from cai.models.digest import DTYPES, find_model
 from cai.records import seed_of
 
 if TYPE_CHECKING:
@@ -59,11 +58,6 @@ class TransformersEngine:
         self.device = device
         self.max_batch_tokens = max_batch_tokens
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the model's files."""
-        return model_digest(self.model)
-
     @cached_property
     def _loaded(self) -> _Loaded:
         from cai.engines.texts import Texts
@@ -92,7 +86,6 @@ class TransformersEngine:
 
         if len(keys) != len(prompts):
             raise EngineError(f"generate: {len(prompts)} prompts but {len(keys)} keys")
-        start = time.perf_counter()
         loaded = self._loaded
         encoded = loaded.texts.encode(prompts)
         for index, prompt in enumerate(encoded):
@@ -118,16 +111,13 @@ class TransformersEngine:
                 index = batch[row.index]
                 self.usage.new_tokens += num_tokens
                 if index in left:
-                    self.usage.seconds += time.perf_counter() - start
                     yield Generation(
                         index=index,
                         text=text.lstrip(" ") if encoded[index].trimmed else text,
                         num_tokens=num_tokens,
                         finished=finished,
                     )
-                    start = time.perf_counter()
             self._count(work, [encoded[index] for index in batch])
-        self.usage.seconds += time.perf_counter() - start
 
     def choice_logprobs(
         self, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]]
@@ -138,7 +128,6 @@ class TransformersEngine:
 
         if len(choices) != len(prompts):
             raise EngineError(f"choice_logprobs: {len(prompts)} prompts but {len(choices)} sets of choices")
-        start = time.perf_counter()
         loaded = self._loaded
         encoded = loaded.texts.encode(prompts)
         questions = []
@@ -151,7 +140,6 @@ class TransformersEngine:
         work = Work()
         found = continuation_logps(loaded.model, questions, max_tokens=self.max_batch_tokens, work=work)
         self._count(work, encoded)
-        self.usage.seconds += time.perf_counter() - start
         return found
 
     def _check_length(self, index: int, num_prompt: int, num_more: int) -> None:
@@ -177,7 +165,6 @@ class TransformersEngine:
     def _count(self, work: "Work", prompts: "Sequence[TokenizedPrompt]") -> None:
         """Add to `usage`; a forward costs 2 FLOPs per parameter and token."""
         self.usage.prompt_tokens += work.read
-        self.usage.shared_tokens += work.shared
         self.usage.flops += 2.0 * self._loaded.model.num_parameters() * (work.read + work.made)
         for word, count in self._loaded.texts.unknown_words(prompts).items():
             self.usage.unknown[word] = self.usage.unknown.get(word, 0) + count

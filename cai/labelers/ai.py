@@ -155,7 +155,7 @@ class AILabeler:
                 id=f"{comparison.id}/0",
                 comparison_id=comparison.id,
                 labeler=self.name,
-                person=self._template,
+                person="",
                 pairs=pairs,
                 principle_ids=tuple(dict.fromkeys(row["principle"] for row in rows)),
                 templates=hashes,

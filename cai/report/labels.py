@@ -194,7 +194,7 @@ def _arm(arm: str, judged: Mapping[int, _Judged], estimator: Estimator) -> ArmLa
         num_pairs=len(p),
         num_even=sum(x == 0.5 for x in p),
         abstained=dict(sorted(abstained.items())),
-        num_people=len({j.person for one in judged.values() for j in one.judgments}),
+        num_people=len({j.person for one in judged.values() for j in one.judgments if j.person}),
         margin=estimator.mean(
             {s: [(one.prompt(k), abs(x - 0.5)) for k, x in one.labels()] for s, one in judged.items()}
         ),

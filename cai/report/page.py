@@ -116,8 +116,8 @@ def _title(policies: Sequence[Policy]) -> str:
 
 
 def _notice(runs: Sequence[Run]) -> str:
-    """What the data of the runs wants said first (the configuration's `notice` or `data.notice`), once each."""
-    notices = [run.config.get("notice") or (run.config.get("data") or {}).get("notice") or "" for run in runs]
+    """What the data of the runs wants said first (the configuration's `notice`), once each."""
+    notices = [run.config.get("notice", "") for run in runs]
     return " ".join(dict.fromkeys(notice for notice in notices if notice))
 
 

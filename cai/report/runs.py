@@ -30,13 +30,16 @@ _NEUTRAL: Final = {"experiment", "seed", "out", "store", "name", "num_threads"}
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The folder that one stage of a run wrote. `seconds` and `facts` are those of its making."""
+    """The folder that one stage of a run wrote. `seconds` and `facts` are those of its making; when it was `resumed`
+    after an interruption, its costs are at least these.
+    """
 
     stage: str
     path: Path
     fingerprint: str
     seconds: float
     cached: bool
+    resumed: bool
     facts: dict[str, float]
 
     def json(self, name: str) -> Any | None:
@@ -119,6 +122,7 @@ def _output(name: str, entry: dict[str, Any], folder: Path) -> Output:
         fingerprint=_need(entry, "fingerprint", folder),
         seconds=float(entry.get("seconds", 0.0)),
         cached=bool(entry.get("cached", False)),
+        resumed=bool(entry.get("resumed", False)),
         facts=entry.get("facts") or {},
     )
 

@@ -60,7 +60,8 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class UsedConstitution:
-    """A constitution as a run used it; `templates` are hashes of the prompt templates beside it.
+    """A constitution as runs used it; `templates` are hashes of the prompt templates beside it. `arms` name the part of
+    the run in brackets where another constitution is the run's own.
 
     An old run's file may break rules that came later: then `constitution` is None and `problem` says why.
     """
@@ -125,23 +126,32 @@ def _marks(row: Mapping[str, Any]) -> list[Mark]:
 
 def constitutions(runs: Sequence[Run]) -> list[UsedConstitution]:
     """The different constitutions that the runs used, from the copies in their folders."""
-    users: dict[str, list[Run]] = defaultdict(list)
+    users: dict[str, dict[Path, Run]] = defaultdict(dict)
     for run in runs:
-        if (run.folder / "constitution.yaml").is_file():
-            users[digest_file(run.folder / "constitution.yaml")].append(run)
+        for path in (run.folder / "constitution.yaml", *sorted(run.folder.glob("constitutions/*.yaml"))):
+            if path.is_file():
+                users[digest_file(path)][path] = run
     return [_used(sha256, own) for sha256, own in users.items()]
 
 
-def _used(sha256: str, runs: Sequence[Run]) -> UsedConstitution:
-    folder = runs[0].folder
-    arms = tuple(dict.fromkeys(run.arm for run in runs))
+def _used(sha256: str, runs: Mapping[Path, Run]) -> UsedConstitution:
+    arms = tuple(
+        dict.fromkeys(r.arm if path.stem == "constitution" else f"{r.arm} ({path.stem})" for path, r in runs.items())
+    )
     try:
-        constitution, problem = load(str(folder / "constitution.yaml")), ""
+        constitution, problem = load(str(next(iter(runs)))), ""
     except ConstitutionError as error:
         constitution, problem = None, str(error)
-    return UsedConstitution(arms, sha256, constitution, problem, _templates(folder / "prompts"))
+    return UsedConstitution(arms, sha256, constitution, problem, _templates(list(runs.values())))
 
 
-def _templates(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+def _templates(runs: Sequence[Run]) -> dict[str, str]:
+    """Hashes by file; where runs differ in a file, the later ones have theirs under their arm and seed too."""
+    hashes: dict[str, str] = {}
+    for run in runs:
+        folder = run.folder / "prompts"
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name, digest = path.relative_to(folder).as_posix(), digest_file(path)
+            if hashes.setdefault(name, digest) != digest:
+                hashes[f"{name} ({run.arm}, {run.seed})"] = digest
+    return hashes

@@ -144,7 +144,9 @@ def _curve_rows(run: Run) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What making one stage took, over the seeds of the arms that share it. `cached`: none of it in this command."""
+    """What making one stage took, over the seeds of the arms that share it. `cached`: none of it in this command;
+    `at_least`: some of it was interrupted, and what that process spent is not all known.
+    """
 
     stage: str
     arms: tuple[str, ...]
@@ -153,6 +155,7 @@ class Cost:
     tokens: int | None
     flops: float | None
     cached: bool
+    at_least: bool
 
 
 def costs(runs: Sequence[Run]) -> list[Cost]:
@@ -176,6 +179,7 @@ def costs(runs: Sequence[Run]) -> list[Cost]:
             tokens=_total(made, "tokens", int),
             flops=_total(made, "flops", float),
             cached=all(o.cached for o in made),
+            at_least=any(o.resumed for o in made),
         )
         for (stage, arms), made in groups.items()
     ]

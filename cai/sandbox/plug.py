@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Final, Literal
 
+from cai.datasets.sizes import check_sizes
 from cai.errors import DataError
 from cai.records import digest_file, fingerprint
 from cai.sandbox import grammar, oracle, words
@@ -23,6 +24,15 @@ class SandboxData:
         self, *, seed: int, num_red_team: int, num_demonstrations: int, num_comparisons: int, num_rl: int,
         num_evaluation: int, split: Literal["dev", "test"] = "test",
     ) -> None:  # fmt: skip
+        check_sizes(
+            {
+                "num_red_team": num_red_team,
+                "num_demonstrations": num_demonstrations,
+                "num_comparisons": num_comparisons,
+                "num_rl": num_rl,
+                "num_evaluation": num_evaluation,
+            }
+        )
         self._seed = seed
         self._num_red_team = num_red_team
         self._num_demonstrations = num_demonstrations
@@ -66,9 +76,11 @@ class SandboxData:
 class SandboxScorer:
     """The oracle as a scorer: it reads a prompt's last turn and the response, and knows nothing else."""
 
+    columns: Final = oracle.COLUMNS
+
     def texts(self) -> dict[str, str]:
-        """Hashes of the tables and the oracle."""
-        return _digests(words, oracle)
+        """Hashes of the tables, the grammar (which says what is harmful) and the oracle."""
+        return _digests(words, grammar, oracle)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
         """The oracle's columns (`cai.sandbox.oracle.COLUMNS`); NaN for prompts that are not of the sandbox."""

@@ -74,7 +74,7 @@ class Label:
             "between_people": between_people(judgments),
             "gold": self._gold(comparisons, labels),
             "principles": dict(sorted(principles.items())),
-            "people": dict(sorted(Counter(judgment.person for judgment in judgments).items())),
+            "people": dict(sorted(Counter(judgment.person for judgment in judgments if judgment.person).items())),
         }
 
     def _gold(self, comparisons: Sequence[Comparison], labels: Mapping[str, Judgment]) -> dict[str, Any] | None:
