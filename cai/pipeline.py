@@ -1,17 +1,24 @@
-"""The recipe: which steps there are, in which order, and what feeds what. Knows stages by their protocol alone."""
+"""The recipe: which steps there are, in which order, and what feeds what. Knows stages by their protocol alone.
+
+A stage's output has the fingerprint of what decides its bytes: settings, texts, inputs, the stage's `version`, and the
+versions of the packages that compute. Deliberately not in it: the device and the number of threads. They change
+rounding, and through it single tokens, but not what the output means; run.json says which they were.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Final
 
 from cai.errors import ConfigError, unknown
 from cai.paths import PACKAGE
 from cai.progress import duration
+from cai.records import fingerprint
 from cai.stages.base import Stage
 from cai.store import Entry, Store
 
-__all__ = ["RECIPE", "Planned", "Step", "plan", "run_step", "run_steps", "summary"]
+__all__ = ["RECIPE", "Planned", "Step", "plan", "plan_fingerprint", "run_step", "run_steps", "summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,8 @@ RECIPE: Final[tuple[Step, ...]] = (
     Step("evaluate_policy", "evaluate", {"data": "data", "reference": "sft", "model": "rl"}),
     Step("win_rate", "win_rate", {"data": "data", "a": "evaluate_policy", "b": "evaluate_sl_cai"}),
 )
+
+_PACKAGES: Final = ("cai", "torch", "transformers", "trl")  # whose other versions may give other numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +83,23 @@ def plan(names: Sequence[str], nodes: Mapping[str, Mapping[str, object]], stages
 
 def run_step(planned: Planned, inputs: Mapping[str, Entry], store: Store) -> Entry:
     """The output of one step, from the store or made now. `inputs` go by the stage's own names for them."""
-    material = {
-        "version": planned.stage.version,
-        "settings": _portable(planned.settings),
-        "texts": dict(planned.texts),
-        "inputs": {name: entry.fingerprint for name, entry in inputs.items()},
-    }
+    material = _material(planned) | {"inputs": {name: entry.fingerprint for name, entry in inputs.items()}}
     folders = {name: entry.path for name, entry in inputs.items()}
     return store.get(material, lambda output: planned.stage.run(folders, output), name=planned.step.key)
+
+
+def plan_fingerprint(steps: Sequence[Planned]) -> str:
+    """Of everything that decides the outputs of these steps, known before any of them runs."""
+    return fingerprint({planned.step.name: _material(planned) for planned in steps})
+
+
+def _material(planned: Planned) -> dict[str, object]:
+    return {
+        "version": planned.stage.version,
+        "packages": {name: version(name) for name in _PACKAGES},
+        "settings": _portable(planned.settings),
+        "texts": dict(planned.texts),
+    }
 
 
 def run_steps(steps: Sequence[Planned], store: Store, done: Callable[[dict[str, Entry]], None]) -> dict[str, Entry]:
@@ -110,20 +128,21 @@ def _portable(settings: object) -> object:
 
 def line(name: str, entry: Entry) -> str:
     """One plain line about one step: cached or its seconds, tokens, and what it counted."""
-    spent = "cached" if entry.cached else duration(entry.seconds)
+    least = _at_least([entry])
+    spent = "cached" if entry.cached else least + duration(entry.seconds)
     counts = [f"{key} {_number(value)}" for key, value in entry.facts.items() if not _is_cost(key)]
-    size = f"{tokens(entry):,} tokens" if tokens(entry) else ""
-    return f"{name:<20}{spent:>12}{size:>20}   {', '.join(counts[:4])}".rstrip()
+    size = f"{least}{tokens(entry):,} tokens" if tokens(entry) else ""
+    return f"{name:<20}{spent:>12}  {size:>18}   {', '.join(counts[:4])}".rstrip()
 
 
 def summary(entries: Mapping[str, Entry]) -> str:
     """The table at the end of a run: a row per step (seconds and tokens of its making), and the total of this run."""
     rows = [f"{'step':<20}{'time':>12}{'tokens':>14}"]
     for name, entry in entries.items():
-        how = "cached" if entry.cached else "computed"
+        how = ("cached" if entry.cached else "computed") + (", resumed: at least this" if entry.resumed else "")
         rows.append(f"{name:<20}{duration(entry.seconds):>12}{tokens(entry):>14,}  {how}")
     fresh = [entry for entry in _distinct(entries.values()) if not entry.cached]
-    spent = duration(sum(entry.seconds for entry in fresh))
+    spent = _at_least(fresh) + duration(sum(entry.seconds for entry in fresh))
     rows.append(f"{'this run':<20}{spent:>12}{sum(tokens(entry) for entry in fresh):>14,}")
     return "\n".join(rows)
 
@@ -131,6 +150,11 @@ def summary(entries: Mapping[str, Entry]) -> str:
 def tokens(entry: Entry) -> int:
     """Tokens that the making of `entry` read and wrote: the facts whose names end in `tokens`."""
     return int(sum(value for key, value in entry.facts.items() if key.endswith("tokens")))
+
+
+def _at_least(entries: Iterable[Entry]) -> str:
+    """What stands before a cost that is not all known, because the making was interrupted."""
+    return "at least " if any(entry.resumed for entry in entries) else ""
 
 
 def _distinct(entries: Iterable[Entry]) -> list[Entry]:

@@ -8,6 +8,7 @@ that does not apply is null.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "read_records",
     "read_rows",
     "seed_of",
+    "sync",
     "to_json",
     "write_json",
     "write_records",
@@ -129,13 +131,16 @@ def _write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file or a folder (its names) to the disk, so that it survives a loss of power."""
+    if sys.platform == "win32":  # folders cannot be opened there, nor files synced that are open for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -195,7 +200,7 @@ class Journal(Generic[R]):
                 file.flush()
                 os.fsync(file.fileno())
             if new:
-                _sync_folder(self.path.parent)
+                sync(self.path.parent)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}") from None
         self._ids = ids

@@ -1,8 +1,9 @@
 """Where stage outputs live: content-addressed, locked, resumable.
 
 `<root>/<name>/<fingerprint>/` is a finished output: the stage's files, `MANIFEST.json` (what it was made from, size and
-sha256 of every file) and `meta.json` (seconds and facts, which may differ between two makings of the same bytes).
-`partial-<fingerprint>/` is one in the making; it outlives a kill, so that the stage goes on from its journals.
+sha256 of every file) and `meta.json` (what may differ between two makings: seconds, facts, machine).
+`partial-<fingerprint>/` is one in the making; it outlives a kill, so that the stage goes on from its journals. They are
+deleted only once `meta.json` says that all work is done, so no work is lost whenever the process dies.
 An output becomes visible by one atomic rename, under a lock that decides which of several processes computes it.
 """
 
@@ -15,17 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
 from cai.errors import StoreError
-from cai.records import digest_file, digest_folder, fingerprint, read_json, write_json
+from cai.records import digest_file, digest_folder, fingerprint, read_json, sync, write_json
 
 __all__ = ["Entry", "Store"]
 
 _MANIFEST: Final = "MANIFEST.json"
 _META: Final = "meta.json"
+_CLOCK: Final = "clock.journal"  # when the call that works in a partial folder began, and seconds spent before it
 _SCRAPS: Final = ("*.journal", ".*.tmp")  # journals, and half-written files of `cai.records`
 # Files up to this size are hashed whenever they are used (about 0.1 s); of larger ones only the size is compared.
 _HASHED_BYTES: Final = 64 * 2**20
@@ -33,7 +35,12 @@ _HASHED_BYTES: Final = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A finished output. `seconds` and `facts` are those of its making, also when it is `cached`."""
+    """A finished output. `seconds`, `facts` and `machine` are those of its making, also when it is `cached`.
+
+    An output that was `resumed` after an interruption cost at least `seconds`, and at least the tokens and FLOPs among
+    the facts: what the interrupted process spent on tokens, and after its last journal entry, is known to nobody.
+    `machine` is the device and the number of threads of torch, if torch was used.
+    """
 
     name: str
     fingerprint: str
@@ -41,6 +48,8 @@ class Entry:
     facts: dict[str, float]
     seconds: float
     cached: bool
+    resumed: bool
+    machine: dict[str, str | int]
 
 
 class Store:
@@ -91,37 +100,53 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 def _make(partial: Path, build: Callable[[Path], dict[str, float]]) -> None:
-    """Build, drop journals and half-written files, sync what is left, and note the facts last."""
+    """Build, sync what there is, and note the facts last."""
+    resumed, before = _interrupted(partial)
+    write_json(partial / _CLOCK, {"start": time.time(), "before": before})
     start = time.perf_counter()
     facts = build(partial)
-    seconds = time.perf_counter() - start
-    for pattern in _SCRAPS:
-        for path in sorted(partial.rglob(pattern)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    seconds = before + time.perf_counter() - start
     for path in (partial, *partial.rglob("*")):
-        _sync(path)
+        sync(path)
     finite = {name: value for name, value in facts.items() if math.isfinite(value)}  # NaN: does not apply
-    write_json(partial / _META, {"seconds": seconds, "facts": finite})
+    meta = {"seconds": seconds, "resumed": resumed, "machine": _machine(), "facts": finite}
+    write_json(partial / _META, meta)
+
+
+def _interrupted(partial: Path) -> tuple[bool, float]:
+    """Whether an earlier call left work in the folder, and the seconds until it last wrote there (a kill gives no
+    time to note them).
+    """
+    clock = partial / _CLOCK
+    left = [path.stat().st_mtime for path in partial.rglob("*") if path.is_file() and path != clock]
+    if not left or not clock.is_file():
+        return False, 0.0
+    noted = read_json(clock)
+    return True, noted["before"] + max(0.0, max(left) - noted["start"])
+
+
+def _machine() -> dict[str, str | int]:
+    """What changes the rounding of torch, and is not in the settings: asked of torch if the stage has loaded it."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "num_threads": torch.get_num_threads()}
 
 
 def _publish(partial: Path, folder: Path, material: Mapping[str, object]) -> None:
-    """Write the manifest, then make the output visible by one rename."""
+    """Drop journals and half-written files, write the manifest, then make the output visible by one rename."""
+    for pattern in _SCRAPS:
+        for path in sorted(partial.rglob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     files = {
         name: {"bytes": (partial / name).stat().st_size, "sha256": digest}
         for name, digest in digest_folder(partial).items()
-        if name not in (_META, _MANIFEST, f".{_MANIFEST}.tmp")
+        if name not in (_META, _MANIFEST)
     }
     write_json(partial / _MANIFEST, {"material": material, "files": files})
     os.replace(partial, folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
 
 
 def _entry(name: str, key: str, folder: Path, *, cached: bool) -> Entry:
@@ -130,7 +155,16 @@ def _entry(name: str, key: str, folder: Path, *, cached: bool) -> Entry:
         _verify(folder)
     meta = read_json(folder / _META)
     facts = {str(fact): float(value) for fact, value in meta["facts"].items()}
-    return Entry(name=name, fingerprint=key, path=folder, facts=facts, seconds=meta["seconds"], cached=cached)
+    return Entry(
+        name=name,
+        fingerprint=key,
+        path=folder,
+        facts=facts,
+        seconds=meta["seconds"],
+        cached=cached,
+        resumed=meta["resumed"],
+        machine=meta["machine"],
+    )
 
 
 def _verify(folder: Path) -> None:

@@ -95,8 +95,8 @@ def test_foundations_are_standard_library_only() -> None:
 
 
 def test_what_is_installed_is_imported() -> None:
-    """Every dependency of a plain installation is imported by the package, or by a library that does part of its work."""
-    names = {"hydra-core": "hydra", "pyyaml": "yaml", "accelerate": "transformers"}  # trainers of transformers need it
+    """Every dependency of a plain installation has a user in the package (accelerate: the trainer of transformers)."""
+    names = {"hydra-core": "hydra", "pyyaml": "yaml", "accelerate": "transformers"}
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     packages = [re.split(r"[<>=]", requirement)[0] for requirement in wanted]
     idle = [package for package in packages if not importers(names.get(package, package))]

@@ -1,11 +1,13 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import Numbers, Sum
 
 from cai.errors import ConfigError, DataError
-from cai.pipeline import RECIPE, Planned, line, plan, run_step, run_steps, summary
+from cai.pipeline import RECIPE, Planned, line, plan, plan_fingerprint, run_step, run_steps, summary
+from cai.records import read_json
 from cai.stages.base import Stage
 from cai.store import Entry, Store
 
@@ -84,6 +86,25 @@ def test_version_of_a_stage_is_part_of_the_fingerprint(tmp_path: Path, monkeypat
     assert [e.cached for e in run(planned(), store).values()] == [True, False]
 
 
+def test_versions_of_what_computes_are_part_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    before = plan_fingerprint(planned())
+    material = read_json(run(planned(), store)["data"].path / "MANIFEST.json")["material"]
+    assert material["packages"].keys() == {"cai", "torch", "transformers", "trl"}
+    monkeypatch.setattr("cai.pipeline.version", lambda name: "99" if name == "torch" else "1")
+    assert [e.cached for e in run(planned(), store).values()] == [False, False]
+    assert plan_fingerprint(planned()) != before
+
+
+def test_a_plan_is_known_by_what_decides_its_outputs(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("one")
+    plans = {plan_fingerprint(planned(text=text)) for text in (None, str(tmp_path / "text"))}
+    plans |= {plan_fingerprint(planned(count=4)), plan_fingerprint(planned(factor=3.0))}
+    assert len(plans) == 4 and plan_fingerprint(planned()) in plans
+    (tmp_path / "text").write_text("two")
+    assert plan_fingerprint(planned(text=str(tmp_path / "text"))) not in plans
+
+
 def test_one_stage_under_two_step_names_is_computed_once(tmp_path: Path) -> None:
     steps = planned()
     store = Store(tmp_path)
@@ -114,6 +135,15 @@ def test_lines_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [row.split()[0] for row in table] == ["step", "data", "revise", "this"]
     assert table[1].endswith("1,234  cached")
     assert table[-1].split() == ["this", "run", "0.0", "s", "0"]
+
+
+def test_costs_of_what_was_interrupted_are_told_as_a_lower_bound(tmp_path: Path) -> None:
+    entries = run(planned(count=1234), Store(tmp_path))
+    resumed = replace(entries["data"], resumed=True, seconds=7200.0)
+    assert "at least 2 h 0 min at least 1,234 tokens" in " ".join(line("data", resumed).split())
+    table = summary({**entries, "data": resumed}).splitlines()
+    assert table[1].endswith("computed, resumed: at least this") and "at least 2 h 0 min" in table[-1]
+    assert "at least" not in summary(entries)
 
 
 def test_what_is_done_is_told_after_every_step(tmp_path: Path) -> None:

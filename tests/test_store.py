@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,14 +117,17 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_kill_at_every_point_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    """A process that dies (no clean-up) at a chosen file-system call, then a whole one: as if nothing had happened."""
+    """A process that dies (no clean-up) at a chosen file-system call, then a whole one: as if nothing had happened, and
+    no unit of work that reached the journal was done twice.
+    """
     program = textwrap.dedent(
         """
         import os, sys
         from pathlib import Path
+        from cai.records import write_json
         from cai.store import Store
 
-        die_at, calls = int(sys.argv[2]), 0
+        root, die_at, calls = Path(sys.argv[1]), int(sys.argv[2]), 0
 
         def count(real):
             def call(*args, **kwargs):
@@ -136,13 +141,20 @@ def test_kill_at_every_point_ends_in_the_same_bytes(tmp_path: Path) -> None:
         for name in ("replace", "fsync", "unlink"):
             setattr(os, name, count(getattr(os, name)))
 
+        die = count(lambda: None)
+
         def build(output):
-            with (output / "rows.journal").open("a") as file:
-                file.write("row\\n")
-            (output / "rows.txt").write_text("rows\\n")
+            journal = output / "rows.journal"
+            for number in range(len(journal.read_text().split()) if journal.exists() else 0, 2):
+                for path in (root / "work.log", journal):
+                    with path.open("a") as file:
+                        file.write(f"{number}\\n")
+                die()
+            write_json(output / "rows.json", journal.read_text().split())
             return {}
 
-        Store(Path(sys.argv[1])).get({"x": 1}, build, name="rows")
+        root.mkdir(exist_ok=True)
+        Store(root).get({"x": 1}, build, name="rows")
         """
     )
 
@@ -154,21 +166,18 @@ def test_kill_at_every_point_ends_in_the_same_bytes(tmp_path: Path) -> None:
     wanted = digest_folder(whole)
     wanted.pop("meta.json")
     codes = []
-    for die_at in range(1, 40):
+    for die_at in range(1, 60):
         root = tmp_path / str(die_at)
         codes.append(run(root, die_at))
-        entry = Store(root).get({"x": 1}, lambda output: _rows(output), name="rows")
-        found = digest_folder(entry.path)
+        assert run(root, 0) == 0
+        (entry,) = (root / "rows").glob("*/")
+        found = digest_folder(entry)
         found.pop("meta.json")
         assert found == wanted, f"died at call {die_at}"
+        assert (root / "work.log").read_text().split() == ["0", "1"], f"died at call {die_at}"
         if codes[-1] == 0:
             break
     assert codes.count(9) >= 8 and codes[-1] == 0
-
-
-def _rows(output: Path) -> dict[str, float]:
-    (output / "rows.txt").write_text("rows\n")
-    return {}
 
 
 def _compete(root: str, results: "multiprocessing.Queue[bool]") -> None:
@@ -178,6 +187,38 @@ def _compete(root: str, results: "multiprocessing.Queue[bool]") -> None:
         return {}
 
     results.put(Store(Path(root)).get({"x": 1}, build, name="rows").cached)
+
+
+def test_seconds_of_interrupted_calls_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that worked for 100 s by the times of its journal and died, then another of 50 s, then a whole one."""
+    now = time.time()
+
+    def work(output: Path, seconds: float) -> None:
+        (output / "rows.journal").touch()
+        os.utime(output / "rows.journal", (now, time.time() + seconds))
+        raise RuntimeError("power cut")
+
+    def go_on(output: Path) -> dict[str, float]:
+        return {"num_tokens": 5}
+
+    store = Store(tmp_path)
+    for seconds in (100, 50):
+        with pytest.raises(RuntimeError):
+            store.get({}, lambda output, seconds=seconds: work(output, seconds), name="rows")  # type: ignore[misc]
+    first = store.get({}, go_on, name="rows")
+    assert first.resumed and first.seconds == pytest.approx(150, abs=2)
+    again = Store(tmp_path).get({}, go_on, name="rows")
+    assert (again.resumed, again.seconds, again.cached) == (True, first.seconds, True)
+    assert not get(store, []).resumed
+
+
+def test_the_machine_is_noted_when_torch_was_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert get(Store(tmp_path), [], seed=1).machine == {}
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA H200")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=lambda: 7, cuda=cuda))
+    assert get(Store(tmp_path), [], seed=2).machine == {"device": "NVIDIA H200", "num_threads": 7}
+    assert get(Store(tmp_path), [], seed=1).machine == {}  # of the making, not of the finding
 
 
 def test_of_several_processes_one_computes(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Evaluate:
     temperature 1 the mean of `logp - logp_reference` estimates KL(model || reference) per response without bias.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(
         self, *, engine: EngineFactory, scorer: Scorer, model: str, seed: int, max_new_tokens: int,

@@ -23,7 +23,7 @@ class Label:
     no preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, *, labeler: Labeler, scorer: Scorer | None = None) -> None:
         self._labeler = labeler

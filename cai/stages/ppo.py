@@ -29,7 +29,7 @@ class PPO(PPOSettings):
     `cai.rl.settings.PPOSettings`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     scorer: Scorer | None = None
 

@@ -59,7 +59,7 @@ class Revise:
     decides nothing.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(
         self, *, engine: EngineFactory, model: str, prompts: PromptFamily, constitution: Constitution, seed: int,

@@ -28,7 +28,7 @@ class Reward(TrainingSettings):
     both sides. The scores' offset makes helpful demonstrations score 0 on average.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     held_out_share: float = 0.1
 

@@ -21,7 +21,7 @@ class Sample:
     Identical responses are kept and counted: that a policy repeats itself is something to know, not to hide.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(
         self, *, engine: EngineFactory, seed: int, max_new_tokens: int, num_responses: int = 2, temperature: float = 1.0

@@ -24,7 +24,7 @@ class WinRate:
     in each order.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, *, labeler: Labeler) -> None:
         self._judge = labeler
