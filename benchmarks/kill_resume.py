@@ -49,6 +49,14 @@ def killed(work: Path, overrides: list[str], seconds: float) -> bool:
     return False
 
 
+def finish(work: Path, overrides: list[str]) -> str:
+    """Run to the end; returns what was printed."""
+    done = subprocess.run(command(work, overrides), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}\nended with exit code {done.returncode}")
+    return done.stdout
+
+
 def main() -> None:
     """Run, kill, compare, and report; exits with 1 when anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,24 +70,26 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
 
     start = time.perf_counter()
-    subprocess.run(command(work / "whole", args.overrides), check=True, stdout=subprocess.DEVNULL)
+    finish(work / "whole", args.overrides)
     whole = time.perf_counter() - start
     expected = digests(work / "whole")
     print(f"undisturbed: {whole:.1f} s, {len(expected)} files")
-    rows = []
-    for number in range(args.kills):
-        folder = work / f"kill-{number}"
+    rows: list[dict[str, object]] = []
+    while len(rows) < args.kills:
+        folder = work / f"kill-{len(rows)}"
         moment = rng.uniform(0.0, whole)
-        was_killed = killed(folder, args.overrides, moment)
-        subprocess.run(command(folder, args.overrides), check=True, stdout=subprocess.DEVNULL)
+        if not killed(folder, args.overrides, moment):  # it had ended already: another moment
+            shutil.rmtree(folder)
+            continue
+        finish(folder, args.overrides)
         found = digests(folder)
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         left = [str(path.name) for path in (folder / "store").glob("*/partial-*")]
-        rows.append({"moment": moment, "killed": was_killed, "different": different, "left": left})
-        print(f"kill {number + 1}: at {moment:5.1f} s, {len(different)} of {len(expected)} files differ", flush=True)
+        rows.append({"moment": moment, "different": different, "left": left})
+        print(f"kill {len(rows)}: at {moment:5.1f} s, {len(different)} of {len(expected)} files differ", flush=True)
         shutil.rmtree(folder)
     bad = sum(bool(row["different"] or row["left"]) for row in rows)
-    print(f"{sum(row['killed'] for row in rows)} runs killed; {bad} ended with other bytes or leftovers")
+    print(f"{len(rows)} runs killed; {bad} ended with other bytes or leftovers")
     if args.output:
         write_json(args.output, {"seconds": whole, "num_files": len(expected), "kills": rows})
     sys.exit(1 if bad else 0)
