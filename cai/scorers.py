@@ -17,12 +17,17 @@ __all__ = ["REFUSALS", "Scorer", "TextScorer", "is_refusal"]
 class Scorer(Protocol):
     """Gives every response a number in each named column."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns that `score` gives, known without scoring anything."""
+        ...
+
     def texts(self) -> dict[str, str]:
         """Hashes of the files that decide the numbers (its own module's at least), for the stages' fingerprints."""
         ...
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
-        """Columns of len(prompts) numbers; NaN where a column does not apply (over-refusal of a harmful prompt)."""
+        """The `columns`, of len(prompts) numbers; NaN where one does not apply (over-refusal of a harmful prompt)."""
         ...
 
 
@@ -51,6 +56,8 @@ class TextScorer:
     `distinct_2`, the share of different word pairs (Li et al. 2016), NaN below two words; and `boilerplate`, 1 when the
     response holds eight words in a row that responses to other prompts hold too (two prompts, or 1 % of them if more).
     """
+
+    columns: Final = ("num_words", "refusal", "distinct_2", "boilerplate")
 
     def texts(self) -> dict[str, str]:
         """Hash of this module."""

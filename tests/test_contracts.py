@@ -123,11 +123,11 @@ def test_scorers(scorer: Scorer) -> None:
     assert isinstance(scorer, Scorer)
     prompts = [comparison(f"c{i}", "x", "y").prompt for i in range(3)]
     columns = scorer.score(prompts, ["", "some text .", "more"])
-    assert columns and all(len(values) == 3 for values in columns.values())
+    assert tuple(columns) == scorer.columns and all(len(values) == 3 for values in columns.values())
     assert scorer.score([], []).keys() == columns.keys()
     assert scorer.texts() and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in scorer.texts().values())
     for stage in (
-        Label(labeler=SimulatedLabeler(scorer=scorer, seed=1)),
+        Label(labeler=SimulatedLabeler(scorer=scorer, seed=1, column=scorer.columns[0])),
         PPO(seed=1, scorer=scorer),
     ):
         assert scorer.texts().items() <= stage.texts().items()

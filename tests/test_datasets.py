@@ -30,9 +30,12 @@ def written(tmp_path: Path, rows: list[dict[str, str]]) -> str:
 
 
 def made(path: str, seed: int = 0, **sizes: int) -> HHData:
-    none = dict.fromkeys(("red_team", "demonstrations", "comparisons", "rl", "evaluation"), 0)
-    settings: dict[str, Any] = {f"num_{name}": size for name, size in (none | sizes).items()}
-    return HHData(path=path, seed=seed, **settings)
+    """A source whose sets are empty but for `sizes`, which settings may not ask for: files here have a row or two."""
+    names = ("evaluation", "red_team", "demonstrations", "comparisons", "rl")
+    settings: dict[str, Any] = {f"num_{name}": sizes.get(name, 1) for name in names}
+    source = HHData(path=path, seed=seed, **settings)
+    source._sizes = {name: sizes.get(name, 0) for name in names}
+    return source
 
 
 def test_every_turn_is_in_the_prompt(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from cai.types import Comparison, Judgment, Pair, Prompt, Response, Turn
 class Number:
     """Scores a text that is a number by its value."""
 
+    columns = ("gold", "nothing")
+
     def texts(self) -> dict[str, str]:
         """Not from a file."""
         return {"scorer": "abc"}

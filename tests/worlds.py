@@ -157,6 +157,8 @@ def by_text(good: float, *, mass: float = 0.9) -> FunctionEngine:
 class WordCount:
     """Gold is the number of words; `long` applies to answers of two words or more."""
 
+    columns = ("gold", "long")
+
     def texts(self) -> dict[str, str]:
         """Not from a file."""
         return {"scorer": "abc"}

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+from cai.datasets.sizes import check_sizes
 from cai.errors import DataError, unknown
 from cai.records import digest_file, fingerprint, seed_of
 from cai.types import Demonstration, Prompt, PromptSets, Turn
@@ -64,6 +65,7 @@ class HHData:
         self._tags = tuple(tags)
         sizes = (num_evaluation, num_red_team, num_demonstrations, num_comparisons, num_rl)
         self._sizes = dict(zip(_SETS, sizes, strict=True))
+        check_sizes({f"num_{name}": size for name, size in self._sizes.items()})
 
     def texts(self) -> dict[str, str]:
         """The digest of the file."""

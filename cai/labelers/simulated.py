@@ -45,6 +45,8 @@ class SimulatedLabeler:
             raise LabelerError(
                 f"num_people: must be at least {2 if overlap else 1} (overlap {overlap}), got {num_people}"
             )
+        if column not in scorer.columns:
+            raise LabelerError(f"column: {unknown('column of the scorer', column, scorer.columns)}")
         self._scorer = scorer
         self._column = column
         self._agreement = agreement
@@ -81,8 +83,6 @@ class SimulatedLabeler:
         """The scorer's column for every response, in one call, by comparison."""
         prompts = [comparison.prompt for comparison in comparisons for _ in comparison.responses]
         columns = self._scorer.score(prompts, [r.text for comparison in comparisons for r in comparison.responses])
-        if self._column not in columns:
-            raise LabelerError(f"column: {unknown('scorer column', self._column, columns)}")
         scores = iter(columns[self._column])
         gold = [[next(scores) for _ in comparison.responses] for comparison in comparisons]
         for comparison, values in zip(comparisons, gold, strict=True):
