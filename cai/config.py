@@ -32,6 +32,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cai.errors import CaiError, ConfigError, unknown
 from cai.nodes import check_node
+from cai.models.digest import check_scorable
 from cai.paths import PACKAGE, folders, packaged
 
 __all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep", "sweep_plan"]
@@ -87,6 +88,8 @@ class Settings:
         if len(self.arms) == 1:
             raise ConfigError(f"arms: needs two arms or more to compare (or none), got {', '.join(self.arms)}")
         if self.arms and "win_rate" not in self.steps:
+        if "reward" in self.steps:
+            check_scorable(self.model.path)
             raise ConfigError("arms: comparing arms needs 'win_rate' (and what feeds it) among the steps")
 
     def nodes(self) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,8 @@
 """Checks of `_target_` nodes: does the target exist, does it take these keys, are plain values of the right type.
 
+An argument annotated `Annotated[type, check]` has its value given to `check`, which raises a CaiError for a wrong one:
+so the settings of a `_partial_` node are checked too, whose constructor is not reached before a model is wanted.
+
 Works on plain dicts and signatures; modules that nodes point at import heavy libraries inside functions only, so this
 costs milliseconds.
 """
@@ -9,9 +12,9 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from cai.errors import ConfigError, unknown
+from cai.errors import CaiError, ConfigError, unknown
 
 __all__ = ["check_node", "signature"]
 
@@ -64,6 +67,11 @@ def _check_call(target: Callable[..., object], node: Mapping[str, object], key: 
         hint = parameters[name].annotation
         if not _fits(value, hint):
             raise ConfigError(f"{key}.{name}: must be {_words(hint)}, got {value!r}")
+        for check in getattr(hint, "__metadata__", ()):
+            try:
+                check(value)
+            except CaiError as error:
+                raise ConfigError(f"{key}: {error}") from None
 
 
 def _parameters(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
@@ -87,6 +95,8 @@ def _fits(value: object, hint: Any) -> bool:
         return value is None
     if origin is Literal:
         return value in args
+    if origin is Annotated:
+        return _fits(value, args[0])
     if hint is float:
         return type(value) in (int, float)
     if hint in _PLAIN:
@@ -104,6 +114,8 @@ def _words(hint: Any) -> str:
     """How a type is called in a message."""
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is Annotated:
+        return _words(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_words(arg) for arg in typing.get_args(hint))
     if hint in (None, types.NoneType):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny_models import LLAMA_TEMPLATE, bpe_tokenizer, llama, save, word_tokenizer
 from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from cai.errors import ModelError
-from cai.models.digest import find_model, model_digest
+from cai.models.digest import _scorable_types, check_device, check_scorable, find_model, model_digest
 from cai.models.loading import (
     encode_dialogue,
     end_of_turn_id,
@@ -19,6 +20,7 @@ from cai.models.loading import (
     save_model,
     torch_dtype,
 )
+from cai.rl.models import RewardModel
 from cai.types import Turn
 
 DIALOGUE = (Turn("user", "how do i open the door ?"), Turn("assistant", "take a key"), Turn("user", "then ?"))
@@ -135,7 +137,28 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_models_that_cannot_become_a_reward_model_are_refused_by_their_type(tmp_path: Path):
+    assert _scorable_types() == set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES), "read without an import"
+    for text in ('{"model_type": "llama"}', "{}"):
+        (tmp_path / "config.json").write_text(text)
+        check_scorable(tmp_path)
+    check_scorable("org/name")
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ModelError, match=f"{tmp_path}: a model of type 'mamba' cannot become a reward model: [^\n]*$"):
+        check_scorable(tmp_path)
+    with pytest.raises(ModelError, match="'mamba' cannot become"):
+        RewardModel.from_language_model(tmp_path, seed=0)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"config.json: not a JSON object"):
+        check_scorable(tmp_path)
+
+
 def test_devices_and_dtypes_are_checked():
+    for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:11"):
+        check_device(device)
+    for device in ("cuda:", "cuda:x", "Cuda", "cpu ", ""):
+        with pytest.raises(ModelError, match="unknown device"):
+            check_device(device)
     assert pick_device("auto") in ("cpu", "cuda") and pick_device("cpu") == "cpu"
     with pytest.raises(ModelError, match="unknown device 'gpu'"):
         pick_device("gpu")

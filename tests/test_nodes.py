@@ -1,9 +1,9 @@
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from cai.errors import ConfigError
+from cai.errors import ConfigError, ModelError
 from cai.nodes import check_node
 
 
@@ -21,6 +21,18 @@ class Whole:
         anything: Any = None,
     ) -> None:  # fmt: skip
         pass
+
+
+def check_even(number: int) -> None:
+    if number % 2:
+        raise ModelError(f"number: must be even, got {number}")
+
+
+class Even:
+    """Its argument has a check of its own."""
+
+    def __init__(self, *, number: Annotated[int, check_even]) -> None:
+        check_even(number)
 
 
 def whole(**values: object) -> dict[str, object]:
@@ -68,6 +80,14 @@ def test_what_fits(values: dict[str, object]) -> None:
 def test_what_does_not_fit(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_node({**whole(), **values}, "node")
+
+
+def test_a_check_in_an_annotation_sees_the_values_of_partial_nodes() -> None:
+    check_node({"_target_": "test_nodes.Even", "number": 2}, "node")
+    with pytest.raises(ConfigError, match=r"^node: number: must be even, got 3$"):
+        check_node({"_target_": "test_nodes.Even", "_partial_": True, "number": 3}, "node")
+    with pytest.raises(ConfigError, match=r"node.number: must be a whole number, got 'x'"):
+        check_node({"_target_": "test_nodes.Even", "number": "x"}, "node")
 
 
 def test_a_partial_node_may_leave_arguments_open() -> None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
-from cai.errors import ConfigError, DataError
+from cai.errors import ConfigError, DataError, ModelError
 from cai.models.loading import load_causal_lm
 from cai.records import digest_folder, read_rows, write_records
 from cai.rl.models import Policy, RewardModel, Row, ValueModel, pack, plan_batches, score_head
 from cai.rl.ppo import PPOTrainer, rate_factor
 from cai.rl.rollout import sample_responses
-from cai.rl.settings import PPOSettings
+from cai.rl.settings import DIAGNOSTICS, PPOSettings
 from cai.stages.ppo import PPO, prompt_order
 from cai.types import Prompt, Turn
 
@@ -178,6 +178,7 @@ def test_a_row_depends_on_its_own_seed_alone() -> None:
 def test_before_the_first_step_ratio_is_one_and_kl_zero(tmp_path: Path) -> None:
     update = trainer(tmp_path, count_of(8)).update(PROMPTS)
     figures = update.diagnostics
+    assert sorted(figures) == sorted(DIAGNOSTICS)
     assert figures["approx_kl"] < 1e-10 and figures["clipfrac"] == 0 and figures["value_clipfrac"] == 0
     assert abs(figures["kl"]) < 1e-4 and figures["kl_k3"] < 1e-6
     # at ratio 1 the policy loss is minus the mean whitened advantage: 0
@@ -320,6 +321,8 @@ def test_the_one_step_bandit_reaches_its_closed_form(beta: float, tmp_path: Path
 class Lengths:
     """A scorer: words of the response, and for benign prompts a column of its own."""
 
+    columns: tuple[str, ...] = ("words", "benign_words", "never")
+
     def texts(self) -> dict[str, str]:
         """Not from a file."""
         return {"scorer": "abc"}
@@ -407,11 +410,14 @@ def test_errors(inputs: dict[str, Path], tmp_path: Path) -> None:
         PPO(seed=0, temperature=0.0)
 
     class Clash(Lengths):
-        def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
-            return {"kl": [0.0] * len(prompts)}
+        columns = ("words", "kl")
 
     with pytest.raises(ConfigError, match="column 'kl' has the name of a diagnostic"):
-        run(inputs, tmp_path / "a", scorer=Clash())
+        PPO(seed=0, scorer=Clash())
+    with pytest.raises(ModelError, match="unknown device 'cudaa'; did you mean 'cuda'"):
+        PPO(seed=0, device="cudaa")
+    with pytest.raises(DataError, match=r"rl\.jsonl: the longest prompt has \d+ tokens, which with"):
+        run(inputs, tmp_path / "long", max_new_tokens=511)
     write_records(tmp_path / "data" / "rl.jsonl", [])
     with pytest.raises(DataError, match=r"rl\.jsonl: no prompts"):
         run(inputs | {"data": tmp_path / "data"}, tmp_path / "b")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from trl.trainer.sft_config import SFTConfig
 
 from cai.datasets.splits import held_out
 from cai.errors import CaiError, ConfigError, DataError
@@ -90,6 +91,19 @@ def test_the_loss_is_the_token_mean_over_responses_and_their_ends(base: Path) ->
     assert entry["loss"] == pytest.approx(-float(logps.mean()), rel=1e-5)
 
 
+def test_several_gpus_do_not_make_the_batch_larger(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def several(**settings: Any) -> SFTConfig:
+        arguments = SFTConfig(**settings)
+        assert arguments.n_gpu == 0
+        arguments._n_gpu = 4
+        return arguments
+
+    monkeypatch.setattr("cai.rl.trainers.SFTConfig", several)
+    tokenizer = load_tokenizer(base)
+    rows = [encode_dialogue(tokenizer, d.prompt.turns, d.text) for d in DEMONSTRATIONS]
+    assert len(train_sft(load_causal_lm(base), tokenizer, rows, settings())) == len(rows) / 4
+
+
 def test_microbatches_give_the_same_step(base: Path) -> None:
     weights = []
     for size in (None, 2, 1):
@@ -161,6 +175,10 @@ def test_nothing_to_train_on_is_an_error(base: Path, tmp_path: Path) -> None:
         ({"microbatch_size": 3, "batch_size": 8}, r"microbatch_size: must divide batch_size \(8\), got 3"),
         ({"schedule": "cosin"}, "schedule: unknown choice 'cosin'; did you mean 'cosine'"),
         ({"warmup_share": 1.0}, "warmup_share: must be below 1"),
+        (
+            {"device": "cuda:2"},
+            "device: .* first GPU it sees, got 'cuda:2'; set CUDA_VISIBLE_DEVICES=2 and device=cuda",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_loads(changes: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """The seam between `cai` and language models: two operations, generate and choice_logprobs."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -7,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from cai.errors import ConfigError
 from cai.types import Turn
 
 __all__ = ["Engine", "EngineFactory", "EnginePrompt", "Generation", "Sampling", "Usage"]
@@ -29,6 +31,12 @@ class Sampling:
     max_new_tokens: int
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: must be 1 or more, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature: must be 0 or more, got {self.temperature}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

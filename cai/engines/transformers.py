@@ -4,14 +4,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cai.engines.base import EnginePrompt, Generation, Sampling, Usage
 from cai.errors import EngineError, ModelError, unknown
-from cai.models.digest import DTYPES, find_model
+from cai.models.digest import DTYPES, check_device, find_model
 from cai.records import seed_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class _Loaded:
     context: int | None
 
 
+def _check_batch_tokens(number: int) -> None:
+    if number < 1:
+        raise ModelError(f"max_batch_tokens: must be 1 or more, got {number}")
+
+
 class TransformersEngine:
     """Generates and scores with the model in folder `model`, or with that hub id; loaded at the first use.
 
@@ -40,16 +45,18 @@ class TransformersEngine:
     included), reads common prefixes once and drops rows as they end. Option log-probabilities read questions that begin
     alike as one tree of tokens (`cai.models.tree`). `device` auto takes a GPU if there is one.
 
-    Raises ModelError at once when `model`, `dtype` or `max_batch_tokens` cannot be right.
+    Raises ModelError at once when `model`, `dtype`, `device` or `max_batch_tokens` cannot be right.
     """
 
     def __init__(
-        self, *, model: str, dtype: str = "float32", device: str = "auto", max_batch_tokens: int = 16384
-    ) -> None:
+        self, *, model: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        device: Annotated[str, check_device] = "auto",
+        max_batch_tokens: Annotated[int, _check_batch_tokens] = 16384,
+    ) -> None:  # fmt: skip
         if dtype not in DTYPES:
             raise ModelError(unknown("dtype", dtype, DTYPES))
-        if max_batch_tokens < 1:
-            raise ModelError(f"max_batch_tokens: must be 1 or more, got {max_batch_tokens}")
+        check_device(device)
+        _check_batch_tokens(max_batch_tokens)
         find_model(model)
         self.model = str(model)
         self.name = Path(model).name

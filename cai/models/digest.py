@@ -1,6 +1,9 @@
 """Where a model is, and what it is made of: checks and digests that need no torch."""
 
+import ast
 import hashlib
+import importlib.util
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -9,11 +12,19 @@ from typing import Final
 from cai.errors import ModelError, unknown
 from cai.records import digest_file
 
-__all__ = ["DTYPES", "find_model", "model_digest"]
+__all__ = ["DTYPES", "check_device", "check_scorable", "find_model", "model_digest"]
 
 DTYPES: Final = ("float32", "bfloat16", "float16")  # names of the number formats that a model may be loaded in
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_SCORABLE: Final = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def check_device(device: str) -> None:
+    """Raise ModelError unless `device` is a name that a device can have; whether this machine has it needs torch."""
+    if not _DEVICE.fullmatch(device):
+        raise ModelError(unknown("device", device, ["auto", "cpu", "cuda", "cuda:0"]))
 
 
 def find_model(path: str | Path) -> Path | None:
@@ -36,6 +47,37 @@ def find_model(path: str | Path) -> Path | None:
         return None
     siblings = sorted(child.name for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
     raise ModelError(f"{folder}: {unknown('model folder', folder.name, siblings)}")
+
+
+def check_scorable(path: str | Path) -> None:
+    """Raise ModelError when the model in folder `path` is of a type that cannot become a reward model, because
+    transformers has no sequence classification model for it. An id on the hub is not looked at.
+    """
+    folder = find_model(path)
+    if folder is None:
+        return
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{folder / 'config.json'}: not a JSON object: {error}") from None
+    if kind and kind not in _scorable_types():
+        raise ModelError(
+            f"{folder}: a model of type {kind!r} cannot become a reward model: transformers has no sequence "
+            "classification for this type; take another model, or leave out the steps from 'reward' on"
+        )
+
+
+@lru_cache(maxsize=1)
+def _scorable_types() -> frozenset[str]:
+    """Keys of the table of transformers, read from its source: to import it takes two seconds, and torch."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _SCORABLE:
+            assert isinstance(node.value, ast.Call)
+            return frozenset(kind for kind, _ in ast.literal_eval(node.value.args[0]))
+    raise ModelError(f"{source}: no {_SCORABLE}; this version of transformers is not supported")
 
 
 def model_digest(path: str | Path) -> str:

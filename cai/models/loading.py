@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.errors import ModelError, unknown
-from cai.models.digest import DTYPES, find_model
+from cai.models.digest import DTYPES, check_device, find_model
 from cai.types import Turn
 
 __all__ = [
@@ -60,9 +60,8 @@ def pick_device(device: str = "auto") -> str:
     """`auto` is the first GPU if there is one, else the CPU; any other name is checked. Raises ModelError."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise ModelError(unknown("device", device, ["auto", "cpu", "cuda", "cuda:0"]))
     count = torch.cuda.device_count()
     if kind == "cuda" and int(number or 0) >= count:
         raise ModelError(f"device {device!r}: this machine has {count} CUDA devices")

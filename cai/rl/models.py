@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.errors import ModelError
+from cai.models.digest import check_scorable
 from cai.models.loading import encode_dialogue, end_of_turn_id, load_tokenizer, quiet, save_model, torch_dtype
 from cai.records import from_json, read_json, to_json, write_json
 from cai.rl.losses import selective_log_softmax
@@ -180,8 +181,10 @@ class RewardModel:
     @classmethod
     def from_language_model(cls, path: Path | str, *, seed: int, device: str = "cpu") -> Self:
         """The trunk of a causal language model with a new head, drawn from N(0, 1 / (d + 1)) (Stiennon et al. 2020,
-        appendix B; the root that the paper's formula lacks is in their code).
+        appendix B; the root that the paper's formula lacks is in their code). ModelError for a type of model that
+        transformers has no sequence classification for.
         """
+        check_scorable(path)
         tokenizer = load_tokenizer(path)
         model = _load_scalar(path, "float32", "cpu")
         weight = score_head(model).weight

@@ -2,14 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from cai.errors import ConfigError, unknown
+from cai.models.digest import check_device
 
-__all__ = ["DType", "PPOSettings", "Schedule", "TrainingSettings"]
+__all__ = ["DIAGNOSTICS", "DType", "PPOSettings", "Schedule", "TrainingSettings"]
 
 Schedule = Literal["linear", "cosine", "constant"]
 DType = Literal["float32", "bfloat16"]
+
+# What an update of PPO reports about itself; scorers may use other names.
+DIAGNOSTICS: Final = (
+    *("score_mean", "score_std", "objective", "kl", "kl_per_token", "kl_k3", "entropy", "explained_variance"),
+    *("num_response_tokens", "eos_rate", "beta", "learning_rate", "policy_loss", "value_loss", "clipfrac"),
+    *("value_clipfrac", "approx_kl", "policy_grad_norm", "value_grad_norm"),
+)
 
 
 def _check(settings: object, positive: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
@@ -38,7 +46,8 @@ class TrainingSettings:
     `batch_size` rows (SFT) or prompts with all their responses (reward) make a step, `microbatch_size` of them at a
     time (None: all). `max_tokens` is the longest row, prompt and response; longer ones are refused, or dropped and
     counted when `drop_too_long`. The learning rate warms up over `warmup_share` of the steps, then follows `schedule`.
-    `dtype` bfloat16 is mixed precision: weights and optimiser stay in float32.
+    `dtype` bfloat16 is mixed precision: weights and optimiser stay in float32. Hugging Face's trainer works on the
+    first GPU that it sees, so `device` names no other one.
     """
 
     seed: int
@@ -65,6 +74,13 @@ class TrainingSettings:
             _divides("microbatch_size", self.microbatch_size, "batch_size", self.batch_size)
         _one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        check_device(self.device)
+        kind, _, number = self.device.partition(":")
+        if int(number or 0) > 0:
+            raise ConfigError(
+                f"device: this trainer takes the first GPU it sees, got {self.device!r}; "
+                f"set CUDA_VISIBLE_DEVICES={number} and device={kind}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +91,8 @@ class PPOSettings:
     `num_epochs` passes of minibatches. `beta` weighs the KL to the reference in rewards of unit spread (see
     `scale_rewards`), `clip` and `value_clip` bound the steps, `lam` is GAE's lambda. `missing_eos_penalty` is
     subtracted from the scaled score of a response that was cut off. Learning rates warm up over `num_warmup_updates`,
-    then fall linearly to 0 or stay. `max_batch_tokens` bounds a forward pass (rows x longest row).
+    then fall linearly to 0 or stay. `max_batch_tokens` bounds a pass (rows x longest row) of scoring or training, which
+    takes no more than 1,024 on a CPU; sampling, which keeps no activations, takes 8 times as many.
 
     `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
     (Ziegler et al. 2019 normalise likewise): soft labels give a reward model of small spread, hard ones of large, and
@@ -113,3 +130,4 @@ class PPOSettings:
         _divides("minibatch_size", self.minibatch_size, "batch_size", self.batch_size)
         _one_of("schedule", self.schedule, ("linear", "constant"))
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        check_device(self.device)

@@ -147,9 +147,15 @@ def short_enough(lengths: Sequence[int], config: PreTrainedConfig, settings: Tra
 
 
 class _LocalTrainer:
-    """Mixed into TRL's trainers: batches of similar length in random order, and no message to a telemetry server."""
+    """Mixed into TRL's trainers: batches of similar length in random order, no message to a telemetry server, and one
+    GPU: where there are several, Hugging Face would spread a batch over all of them and make it as many times larger.
+    """
 
     sampler: "LengthSampler"
+
+    def __init__(self, *, args: Any, **settings: Any) -> None:
+        args._n_gpu = min(args.n_gpu, 1)  # reading it first has it counted; it would be counted later, over this
+        super().__init__(args=args, **settings)  # type: ignore[call-arg]  # of TRL
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         return self.sampler

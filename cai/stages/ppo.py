@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cai.errors import ConfigError, DataError
 from cai.progress import progress
 from cai.records import read_records, seed_of, write_rows
-from cai.rl.settings import PPOSettings
+from cai.rl.settings import DIAGNOSTICS, PPOSettings
 from cai.scorers import Scorer
 from cai.types import Prompt
 
@@ -32,6 +32,11 @@ class PPO(PPOSettings):
     version: ClassVar[int] = 2
 
     scorer: Scorer | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if taken := {"update", *DIAGNOSTICS} & set(self.scorer.columns if self.scorer else ()):
+            raise ConfigError(f"scorer: column {min(taken)!r} has the name of a diagnostic of PPO")
 
     def texts(self) -> dict[str, str]:
         """What the scorer depends on; models and prompts are inputs."""
@@ -108,8 +113,6 @@ class PPO(PPOSettings):
         ]
         texts = [str(tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
         columns = self.scorer.score(prompts, texts)
-        if taken := sorted(set(columns) & set(update.diagnostics)):
-            raise ConfigError(f"scorer: column {taken[0]!r} has the name of a diagnostic of PPO")
         means = {}
         for name, values in columns.items():
             applies = [value for value in values if not np.isnan(value)]
