@@ -68,6 +68,14 @@ class Constitution:
         """The principles that apply to a prompt with these tags, in the order of the file."""
         return tuple(p for p in self.principles if not p.applies_to or not set(p.applies_to).isdisjoint(tags))
 
+    def unused(self, tags: Collection[str]) -> dict[str, str]:
+        """Why principles apply to no prompt, by id, when `tags` are those of all the prompts there are."""
+        return {
+            p.id: unknown("tag", ", ".join(p.applies_to), tags)
+            for p in self.principles
+            if p.applies_to and set(p.applies_to).isdisjoint(tags)
+        }
+
     def draw(self, seed: int, key: str, tags: Collection[str], count: int = 1) -> tuple[Principle, ...]:
         """`count` different principles that apply, each next one drawn in proportion to weight.
 

@@ -160,6 +160,19 @@ def test_more_principles_than_apply_are_all_that_apply(workdir: Path) -> None:
     assert len(red.evidence) == 6
 
 
+def test_a_principle_that_applies_to_no_prompt_is_named_and_counted(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "principles: [{id: a, axis: x, statement: s}, {id: b, axis: x, statement: s, applies_to: [redteam]}]"
+    one = labeler(workdir, FunctionEngine(), constitution=rules(workdir, text))
+    list(one.label(random_comparisons(4)))
+    assert capsys.readouterr().err == (
+        "label: principle 'b' applies to no prompt at hand: unknown tag 'redteam'; did you mean 'red_team'? "
+        "Allowed: red_team\n"
+    )
+    assert one.facts()["num_unused_principles"] == 1
+
+
 def test_a_comparison_that_no_principle_is_about_is_an_abstention(workdir: Path) -> None:
     only_red = rules(workdir, "principles: [{id: safe, axis: c, statement: be safe, applies_to: [red_team]}]")
     red, other = labeler(workdir, FunctionEngine(), constitution=only_red).label(random_comparisons(2))

@@ -239,6 +239,14 @@ def test_principles_apply_by_tag() -> None:
         only.draw(0, "k", ())
 
 
+def test_principles_that_apply_to_no_prompt_are_named() -> None:
+    constitution = made(1, 1, 1, applies_to=((), ("redteam",), ("chat", "red_team")))
+    assert constitution.unused({"red_team", "helpful"}) == {
+        "p1": "unknown tag 'redteam'; did you mean 'red_team'? Allowed: helpful, red_team"
+    }
+    assert constitution.unused(()).keys() == {"p1", "p2"}
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_constitutions_are_sound(path: Path) -> None:
     assert check(str(path)) == []

@@ -20,7 +20,7 @@ from worlds import (
 )
 
 from cai.engines.base import EnginePrompt
-from cai.errors import ConfigError
+from cai.errors import ConfigError, ConstitutionError
 from cai.records import read_json, read_records, read_rows
 from cai.stages.base import Stage
 from cai.stages.revise import Revise, rejection
@@ -193,6 +193,23 @@ def test_what_is_done_is_not_asked_again(data: Path, workdir: Path) -> None:
     engine = FunctionEngine()
     run(revise(workdir, engine), {"data": data}, workdir / "out")
     assert engine.generated == []
+
+
+def test_principles_without_a_prompt_are_named_before_anything_is_asked(
+    data: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    misspelt = "{id: b, axis: x, statement: s, applies_to: [redteam]}"
+    later = "{id: c, axis: x, statement: s, applies_to: [helpful]}"  # the tag of the demonstrations: for the labeler
+    some = rules(workdir, f"principles: [{{id: a, axis: x, statement: s}}, {misspelt}, {later}]")
+    facts = run(revise(workdir, FunctionEngine(), constitution=some), {"data": data}, workdir / "out")
+    assert facts["num_unused_principles"] == 1
+    assert read_json(workdir / "out" / "revise.json")["num_unused_principles"] == 1
+    assert "revise: principle 'b' applies to no prompt at hand: unknown tag 'redteam'; did" in capsys.readouterr().err
+    engine = FunctionEngine()
+    none = rules(workdir, f"principles: [{misspelt}]")
+    with pytest.raises(ConstitutionError, match="0 apply to a prompt with the tags red_team"):
+        run(revise(workdir, engine, constitution=none), {"data": data}, workdir / "none")
+    assert engine.generated == [] and "principle 'b' applies to no prompt" in capsys.readouterr().err
 
 
 def test_settings_that_cannot_be(workdir: Path) -> None:

@@ -1,7 +1,7 @@
 """Generation that survives being killed: responses go to a journal as they finish."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cai.progress import progress
 from cai.records import Journal
 from cai.types import Response
 
-__all__ = ["cost_facts", "generate_journaled", "tell_unknown", "trimmed"]
+__all__ = ["cost_facts", "generate_journaled", "tell_unknown", "tell_unused", "trimmed"]
 
 _BUFFER = 128  # texts per write and fsync
 _NAMED = 10  # unknown words that are named
@@ -65,6 +65,12 @@ def tell_unknown(usage: Usage, title: str) -> None:
         words = sorted(usage.unknown, key=lambda word: (-usage.unknown[word], word))
         more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
         print(f"{title}: the model does not know these words: {', '.join(words[:_NAMED])}{more}", file=sys.stderr)
+
+
+def tell_unused(unused: Mapping[str, str], title: str) -> None:
+    """Say on stderr which principles (by id, with the reason) apply to none of the prompts at hand."""
+    for name, reason in unused.items():
+        print(f"{title}: principle {name!r} applies to no prompt at hand: {reason}", file=sys.stderr)
 
 
 def cost_facts(usage: Usage) -> dict[str, float]:

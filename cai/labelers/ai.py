@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cai.constitution import Constitution, Principle
 from cai.engines.base import Engine, EngineFactory
-from cai.engines.journaled import cost_facts, tell_unknown
+from cai.engines.journaled import cost_facts, tell_unknown, tell_unused
 from cai.errors import LabelerError
 from cai.labelers.slots import Slots, ask, read
 from cai.models.digest import model_digest
@@ -75,6 +75,8 @@ class AILabeler:
             raise LabelerError(f"min_mass: must be a probability from 0 to below 1, got {min_mass}")
         if clamp is not None and not (len(clamp) == 2 and 0 <= clamp[0] < 0.5 and math.isclose(sum(clamp), 1)):
             raise LabelerError(f"clamp: must be [low, 1 - low] with low from 0 to below 0.5, got {clamp}")
+        if not 0 <= temperature < math.inf:
+            raise LabelerError(f"temperature: must be 0 or more, got {temperature}")
         self._factory = engine
         self._model = model
         self._prompts = prompts
@@ -86,6 +88,7 @@ class AILabeler:
         self._both_orders = both_orders
         self._min_mass = min_mass
         self._temperature = temperature
+        self._num_unused = 0
         # Rendering once finds a template that cannot judge, before any model is loaded.
         self._slots: Slots = self._render((Turn("user", "x"),), ("x", "x"), constitution.principles[0]).slots
 
@@ -100,6 +103,9 @@ class AILabeler:
 
     def label(self, comparisons: Sequence[Comparison], *, done: Collection[str] = ()) -> Iterator[Judgment]:
         """One judgment per comparison not in `done`, a chunk at a time, with all its pairs i < j."""
+        unused = self._constitution.unused({tag for comparison in comparisons for tag in comparison.prompt.tags})
+        tell_unused(unused, "label")
+        self._num_unused = len(unused)
         for start in range(0, len(comparisons), _CHUNK):
             chunk = comparisons[start : start + _CHUNK]
             if not all(comparison.id in done for comparison in chunk):
@@ -107,8 +113,10 @@ class AILabeler:
         tell_unknown(self._engine.usage, "label")
 
     def facts(self) -> dict[str, float]:
-        """What the judge has cost so far: tokens read and made, FLOPs, words it does not know."""
-        return cost_facts(self._engine.usage)
+        """Principles that applied to no prompt of the last call; and what the judge has cost so far: tokens read and
+        made, FLOPs, words it does not know.
+        """
+        return {"num_unused_principles": self._num_unused, **cost_facts(self._engine.usage)}
 
     def _render(self, turns: tuple[Turn, ...], responses: tuple[str, str], principle: Principle) -> Rendered:
         return self._prompts.render(self._template, turns=turns, responses=responses, principle=principle)

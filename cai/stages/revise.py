@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 from cai.constitution import Constitution, Principle
 from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled, tell_unknown, trimmed
+from cai.engines.journaled import cost_facts, generate_journaled, tell_unknown, tell_unused, trimmed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered, TextSlot
@@ -90,14 +90,19 @@ class Revise:
         """Input `data`. Every sub-step has a journal of its own."""
         prompts = read_records(inputs["data"] / "red_team.jsonl", Prompt)
         demonstrations = read_records(inputs["data"] / "demonstrations.jsonl", Demonstration)
+        # A principle for the demonstrations' prompts is none that was misspelt, though only the labeler can use it.
+        tags = {tag for p in (*prompts, *(d.prompt for d in demonstrations)) for tag in p.tags}
+        unused = self._constitution.unused(tags)
+        tell_unused(unused, "revise")
+        principles = [self._draw(prompts, step) for step in range(1, self._num_revisions + 1)]
         run = _Run(self._factory(model=self._model), prompts, self._seed, output)
         dialogues = [EnginePrompt(turns=prompt.turns) for prompt in prompts]
         first = run.generate("respond", range(len(prompts)), dialogues, self._respond)
         latest = [response.text for response in first]
         by_step = [latest]
         steps: list[list[Revision]] = []
-        for step in range(1, self._num_revisions + 1):
-            revisions = self._step(run, step, latest)
+        for step, drawn in enumerate(principles, start=1):
+            revisions = self._step(run, step, drawn, latest)
             latest = [r.response if r.rejected else r.revision for r in revisions]
             by_step.append(latest)
             steps.append(revisions)
@@ -107,7 +112,7 @@ class Revise:
             for r in by_prompt
             if not r.rejected
         ]
-        counts = _counts(first, by_prompt)
+        counts = {**_counts(first, by_prompt), "num_unused_principles": len(unused)}
         write_records(output / "revisions.jsonl", by_prompt)
         write_records(output / "sft.jsonl", [*revised, *demonstrations])
         write_json(output / "revise.json", {**counts, "num_sft": len(revised) + len(demonstrations)})
@@ -117,9 +122,12 @@ class Revise:
         totals = {name: float(value) for name, value in counts.items() if isinstance(value, int)}
         return {**totals, **cost_facts(run.engine.usage)}
 
-    def _step(self, run: "_Run", step: int, latest: Sequence[str]) -> list[Revision]:
-        """One critique and revision of every prompt's latest response."""
-        drawn = [self._constitution.draw(self._seed, f"{p.id}/{step}", p.tags)[0] for p in run.prompts]
+    def _draw(self, prompts: Sequence[Prompt], step: int) -> list[Principle]:
+        """A principle for every prompt; ConstitutionError when none applies to one of them."""
+        return [self._constitution.draw(self._seed, f"{p.id}/{step}", p.tags)[0] for p in prompts]
+
+    def _step(self, run: "_Run", step: int, drawn: Sequence[Principle], latest: Sequence[str]) -> list[Revision]:
+        """One critique and revision of every prompt's latest response, by the principles drawn."""
         asked = list(range(len(run.prompts)))
         critiques: list[str | None] = [None] * len(asked)
         rejected: list[str | None] = [None] * len(asked)
