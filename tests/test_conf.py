@@ -1,12 +1,15 @@
 """Every YAML of conf/ composes, passes the checks, is commented; the arms of the demo differ in `labeler` alone."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai import config
+from cai import cli, config
 from cai.nodes import signature
 from cai.paths import packaged
 from cai.pipeline import RECIPE, plan
@@ -131,3 +134,66 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
         if not node.get("_partial_"):
             missing = set(signature(node["_target_"])) - set(node)
             assert not missing, f"{key}: {sorted(missing)}"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "labeler=simulated labeler.column=golld",
+            "label.labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: evasive,",
+        ),
+        (
+            "experiment=rlhf data=hh data.source.path=hh.jsonl",
+            "label.labeler: column: unknown column of the scorer 'gold'. Allowed: boilerplate,",
+        ),
+        ("labeler.temperature=-1", "label.labeler: temperature: must be 0 or more, got -1"),
+        ("win_rate.labeler.temperature=-1", "win_rate.labeler: temperature: must be 0 or more, got -1"),
+        ("revise.temperature=-1", "revise: temperature: must be 0 or more, got -1"),
+        ("sample.temperature=-0.5", "sample: temperature: must be 0 or more, got -0.5"),
+        ("evaluate.temperature=nan", "evaluate: temperature: must be 0 or more, got nan"),
+        ("revise.max_new_tokens=0", "revise: max_new_tokens: must be 1 or more, got 0"),
+        ("sample.max_new_tokens=0", "sample: max_new_tokens: must be 1 or more, got 0"),
+        ("evaluate.max_new_tokens=-3", "evaluate: max_new_tokens: must be 1 or more, got -3"),
+        ("engine.dtype=flot32", "engine.dtype: must be one of float32, bfloat16, float16, got 'flot32'"),
+        ("engine.device=cudaa", "engine: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
+        ("engine.device=1", "engine.device: must be text, got 1"),
+        ("engine.max_batch_tokens=0", "engine: max_batch_tokens: must be 1 or more, got 0"),
+        ("rl.device=cudaa", "rl: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
+        ("sft.device=gpu", "sft: unknown device 'gpu'; did you mean 'cpu'? Allowed: auto,"),
+        ("reward.device=cuda:1", "reward: device: this trainer takes the first GPU it sees, got 'cuda:1'; set CUDA_V"),
+        ("data.source.num_rl=-4", "data.source: num_rl: must be 1 or more, got -4"),
+        ("data.source.num_evaluation=0", "data.source: num_evaluation: must be 1 or more, got 0"),
+        ("data.source.num_demonstrations=-1", "data.source: num_demonstrations: must be 0 or more, got -1"),
+        (
+            "data=hh data.source.path=hh.jsonl data.source.num_red_team=0",
+            "data.source: num_red_team: must be 1 or more, got 0",
+        ),
+        ("model=hf model.path=mamba", "mamba: a model of type 'mamba' cannot become a reward model"),
+    ],
+)
+def test_a_mistake_in_a_value_is_one_line_before_anything_runs(
+    command: str, message: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "mamba").mkdir()
+    (workdir / "mamba" / "config.json").write_text('{"model_type": "mamba"}')
+    assert cli.main(["run", *command.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"cai: {message}")
+    assert captured.out == "" and not (workdir / "store").exists()
+
+
+def test_a_mistake_in_a_value_is_found_without_torch(workdir: Path) -> None:
+    program = "import sys, cai.cli; print(cai.cli.main(), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "run", "win_rate.labeler.temperature=-1"]
+    done = subprocess.run(command, env=dict(os.environ), check=True, capture_output=True, text=True)
+    assert done.stdout == "2 False\n"
+
+
+def test_an_arm_can_be_changed_on_the_command_line() -> None:
+    """Each override of an arm in quotes of its own, as the README shows."""
+    arm = "arms.rlhf=['labeler=simulated','labeler.agreement=0.6']"
+    settings = config.compose(["experiment=demo", arm])
+    assert settings.arms["rlhf"] == ["labeler=simulated", "labeler.agreement=0.6"]
+    assert config.compose(["experiment=demo", arm, *settings.arms["rlhf"]]).labeler["agreement"] == 0.6
