@@ -31,8 +31,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cai.errors import CaiError, ConfigError, unknown
-from cai.nodes import check_node
 from cai.models.digest import check_scorable
+from cai.nodes import check_node
 from cai.paths import PACKAGE, folders, packaged
 
 __all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep", "sweep_plan"]
@@ -87,9 +87,9 @@ class Settings:
             raise ConfigError("steps: needs at least one step, got []")
         if len(self.arms) == 1:
             raise ConfigError(f"arms: needs two arms or more to compare (or none), got {', '.join(self.arms)}")
-        if self.arms and "win_rate" not in self.steps:
         if "reward" in self.steps:
             check_scorable(self.model.path)
+        if self.arms and "win_rate" not in self.steps:
             raise ConfigError("arms: comparing arms needs 'win_rate' (and what feeds it) among the steps")
 
     def nodes(self) -> dict[str, dict[str, Any]]:
