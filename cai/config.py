@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,10 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
-def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str]]:
-    """Where the jobs of a sweep and the report about them go (`out/sweep-<name>`), and the keys that are swept."""
+def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str], list[list[str]]]:
+    """Where the jobs of a sweep and the report about them go (`out/sweep-<name>`), the keys that are swept, and the
+    overrides of every job that there will be, as Hydra's own sweeper counts them.
+    """
     with _hydra():
         try:
             parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -204,7 +207,13 @@ def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str]]:
             raise ConfigError(_one_line(error, overrides)) from None
         fixed = _composed([str(o.input_line) for o in parsed if not o.is_sweep_override()]) or _composed([])
     folder = Path(fixed["out"]).absolute() / f"sweep-{fixed['name'] or run_name(overrides)}"
-    return folder, frozenset(o.get_key_element() for o in parsed if o.is_sweep_override())
+    swept = frozenset(o.get_key_element() for o in parsed if o.is_sweep_override())
+    chosen = [
+        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_discrete_sweep() else [o.input_line]
+        for o in parsed
+        if not o.get_key_element().lstrip("+~").startswith("hydra")
+    ]
+    return folder, swept, [[str(override) for override in job] for job in product(*chosen)]
 
 
 def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], object]) -> None:

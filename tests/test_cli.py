@@ -11,6 +11,8 @@ import yaml
 
 from cai import cli, paths
 from cai.pipeline import RECIPE
+from cai.prompts import PromptFamily
+from cai.records import digest_file
 
 TESTS = Path(__file__).parent
 
@@ -45,6 +47,12 @@ principles:
     statement: Be kind.
 """
 
+JUDGE = """\
+{% for turn in turns %}{{ turn.content }} {% endfor %}
+{% for response in responses %}{{ response }} {% endfor %}
+{{ principle.comparison }} {{ choice("A", "B") }}
+"""
+
 
 @pytest.fixture
 def project(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -55,7 +63,7 @@ def project(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ai", "simulated"):
         (workdir / f"conf/labeler/{name}.yaml").write_text(f"who: {name}\n")
     (workdir / "constitutions/plain.yaml").write_text(CONSTITUTION)
-    (workdir / "prompts/plain/judge.jinja").write_text("{{ principle }}")
+    (workdir / "prompts/plain/judge.jinja").write_text(JUDGE)
     monkeypatch.setattr("cai.commands.run._report", _report)
     return workdir
 
@@ -64,6 +72,10 @@ def _report(runs: list[Path], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.html").write_text("\n".join(str(run) for run in runs))
     return folder / "report.html"
+
+
+def digests(folder: Path, *names: str) -> dict[str, str]:
+    return {name: digest_file(folder / name) for name in names}
 
 
 def read(path: Path) -> dict[str, dict[str, dict[str, object]]]:
@@ -85,7 +97,9 @@ def test_run_writes_a_run_folder_and_ends_with_the_report(project: Path, capsys:
     assert Path(str(run["stages"]["revise"]["path"]), "deep", "sum.txt").is_file()
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["seed"] == 5
     assert (folder / "constitution.yaml").read_text() == CONSTITUTION
-    assert (folder / "prompts" / "judge.jinja").read_text() == "{{ principle }}"
+    assert (folder / "prompts" / "plain" / "judge.jinja").read_text() == JUDGE
+    assert run["texts"] == digests(folder, "constitution.yaml", "prompts/plain/judge.jinja")
+    assert run["num_threads"] is None and run["stages"]["data"].keys() >= {"machine", "resumed"}
 
 
 def test_second_run_reuses_what_it_shares_and_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +108,78 @@ def test_second_run_reuses_what_it_shares_and_says_so(project: Path, capsys: pyt
     assert cli.main(["run", "revise.factor=3.0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["data", "cached"] and lines[1].split()[0:2] != ["revise", "cached"]
+
+
+def test_all_texts_that_stages_read_are_kept(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template of one's own over a shipped family, and a judge of win rates with rules of its own."""
+    monkeypatch.setattr("cai.commands.run._report", _report)
+    monkeypatch.setattr("cai.pipeline.run_steps", lambda steps, store, done: done({}) or {})
+    (workdir / "prompts/sandbox").mkdir(parents=True)
+    judge = (paths.packaged("prompts") / "sandbox/judge.jinja").read_text() + "\n"
+    (workdir / "prompts/sandbox/judge.jinja").write_text(judge)
+    (workdir / "other.yaml").write_text(CONSTITUTION)
+    command = ["run", "experiment=rlaif", "name=mine", "win_rate.labeler.constitution.path=other.yaml"]
+    assert cli.main([*command, "win_rate.labeler.prompts.name=chat"]) == 0
+    folder = workdir / "runs" / "mine"
+    for family in ("sandbox", "chat"):
+        kept = {path.name: path.read_text() for path in (folder / "prompts" / family).iterdir()}
+        assert kept == PromptFamily(family).sources()
+    assert (folder / "prompts/sandbox/judge.jinja").read_text() == judge
+    kept = sorted(path.name for path in (folder / "constitutions").iterdir())
+    assert kept == ["win_rate.labeler.constitution.yaml"]
+    assert (folder / "constitutions" / kept[0]).read_text() == CONSTITUTION
+    shipped = paths.packaged("constitutions") / "sandbox.yaml"
+    assert (folder / "constitution.yaml").read_text() == shipped.read_text()
+    files = [path for path in folder.rglob("*") if path.parent != folder and path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    assert read(folder / "run.json")["texts"] == digests(folder, "constitution.yaml", *names)
+
+
+def test_an_edit_gets_a_folder_of_its_own(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = project / "text"
+    command = ["run", "name=mine", f"+revise.text={text}"]
+    folders = [project / "runs" / name for name in ("mine", "mine-2", "mine-3")]
+    text.write_text("one")
+    assert cli.main(command) == 0
+    before = {path.name: path.read_bytes() for path in folders[0].iterdir() if path.is_file()}
+    text.write_text("two")
+    for _ in range(2):  # the same command again goes on in the same folder
+        capsys.readouterr()
+        assert cli.main(command) == 0
+        out = capsys.readouterr().out.splitlines()
+        assert out[0] == f"{folders[0]} holds another run (settings, texts or versions differ); this one goes to mine-2"
+        assert out[-1] == str(folders[1] / "report.html")
+    assert {path.name: path.read_bytes() for path in folders[0].iterdir() if path.is_file()} == before
+    assert cli.main([*command, "revise.factor=3.0"]) == 0
+    text.write_text("one")
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "another run" not in capsys.readouterr().out
+    assert sorted(path for path in (project / "runs").iterdir()) == folders
+
+
+def test_a_folder_of_an_older_version_is_not_written_over(project: Path) -> None:
+    (project / "runs/mine").mkdir(parents=True)
+    (project / "runs/mine/notes.txt").write_text("not a run")
+    assert cli.main(["run", "name=mine"]) == 0
+    (project / "runs/mine/plan.json").unlink()
+    assert cli.main(["run", "name=mine"]) == 0
+    assert sorted(path.name for path in (project / "runs").iterdir()) == ["mine", "mine-2"]
+
+
+def test_an_edited_sweep_goes_beside_the_old_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = project / "text"
+    command = ["run", "-m", "seed=1,2", "name=mine", f"+revise.text={text}"]
+    text.write_text("one")
+    assert cli.main(command) == cli.main(command) == 0
+    text.write_text("two")
+    assert cli.main(command) == 0
+    names = ["run-seed=1", "run-seed=2"]
+    assert capsys.readouterr().out.splitlines()[-1] == str(project / "runs/sweep-mine-2/report.html")
+    for sweep in ("sweep-mine", "sweep-mine-2"):
+        report = (project / "runs" / sweep / "report.html").read_text().splitlines()
+        assert report == [str(project / "runs" / sweep / name) for name in names]
+    assert len(list((project / "runs").rglob("run.json"))) == 4
 
 
 def test_run_can_be_named(project: Path) -> None:
@@ -193,7 +279,7 @@ def test_killed_run_goes_on(project: Path) -> None:
     assert run(die_at=4) == 9
     assert run(die_at=-1) == 0
     stages = read(project / "runs" / "mine" / "run.json")["stages"]
-    assert stages["data"]["facts"] == {"num_tokens": 6.0, "num_computed": 2.0}
+    assert stages["data"]["facts"] == {"num_tokens": 6.0, "num_computed": 2.0} and stages["data"]["resumed"] is True
     assert Path(str(stages["data"]["path"]), "numbers.txt").read_text().split() == list("012345")
 
 

@@ -402,6 +402,12 @@ def test_the_same_command_twice_is_told_apart_by_folder(tmp_path: Path) -> None:
     command = ["experiment=rlaif", "constitution=mine"]
     folders = [run_folder(tmp_path, name, [*command, f"name={name}"]) for name in ("before", "after")]
     assert {run.arm for run in read_runs(folders)} == {"RLAIF (before)", "RLAIF (after)"}
+    sweeps = [
+        run_folder(tmp_path / n, f"rlaif-seed={s}", command, seed=s)
+        for n in ("sweep-x-seed=0,1", "sweep-x-seed=0,1-2")
+        for s in (0, 1)
+    ]
+    assert {run.arm for run in read_runs(sweeps)} == {"RLAIF (sweep-x)", "RLAIF (sweep-x-2)"}
     other = tmp_path / "elsewhere" / "after"
     shutil.copytree(folders[1], other)
     with pytest.raises(DataError, match="two runs are both 'RLAIF \\(after\\)' with seed 0"):

@@ -1,23 +1,25 @@
 """`cai run` and `cai compare`: settings in, run folders and a report out.
 
-A run folder holds `config.yaml` (resolved), `run.json` (per step: fingerprint, path, seconds, facts) and the texts that
-were used. Arms and jobs of a sweep are run folders of their own, side by side under one folder with the report.
+A run folder holds `config.yaml` (resolved), `run.json` (per step: fingerprint, path, seconds, facts, machine) and the
+texts that were used. Arms and jobs of a sweep are run folders of their own, side by side under one folder with the
+report. `plan.json` says what a folder is of: the same command goes on in it, and after an edit gets a folder beside it.
 """
 
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
-from cai import config, constitution, paths, pipeline
-from cai.errors import DataError, PromptError, unknown
-from cai.records import write_json, write_text
+from cai import config, constitution, pipeline
+from cai.errors import CaiError, DataError, PromptError
+from cai.prompts import PromptFamily
+from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import Entry, Store
 
 __all__ = ["compare", "run", "sweep"]
@@ -27,31 +29,33 @@ _VERSIONS: Final = ("cai", "torch", "transformers", "trl", "datasets", "numpy", 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One run, composed, checked and built; nothing has been loaded or written yet."""
+    """One run, composed, checked and built; nothing has been loaded or written yet. `texts` go by file name."""
 
     arm: str | None
-    folder: Path
     overrides: list[str]
     settings: config.Settings
     steps: list[pipeline.Planned]
-    texts: dict[str, Path]
+    texts: dict[str, str]
 
 
 def run(overrides: Sequence[str]) -> None:
     """Run the pipeline (every arm of it) and write the report; its path is the last line on stdout."""
     settings = config.compose(overrides)
-    folder = Path(settings.out).absolute() / (settings.name or config.run_name(overrides))
-    print(_report(_run(overrides, settings, folder), folder))
+    arms = _prepare(overrides, settings)
+    folder = _place(Path(settings.out).absolute() / (settings.name or config.run_name(overrides)), _plan(arms))
+    print(_report(_run(arms, folder), folder))
 
 
 def sweep(overrides: Sequence[str]) -> None:
     """Run a job for each combination of the overrides' values, then write one report about all of them."""
-    folder, swept = config.sweep_plan(overrides)
+    folder, swept, jobs = config.sweep_plan(overrides)
+    folder = _place(folder, fingerprint([_plan_of_job(chosen) for chosen in jobs]))
 
     def job(chosen: list[str]) -> None:
         varied = [override for override in chosen if override.partition("=")[0] in swept]
         print(f"--- job {' '.join(varied)}", flush=True)
-        _run(chosen, config.compose(chosen), folder / config.run_name(varied))
+        arms = _prepare(chosen, config.compose(chosen))
+        _run(arms, _place(folder / config.run_name(varied), _plan(arms)))
 
     config.sweep(overrides, folder, job)
     print(_report(_run_folders([folder]), folder))
@@ -62,41 +66,81 @@ def compare(runs: Sequence[str], output: str) -> None:
     print(_report(_run_folders([Path(run) for run in runs]), Path(output)))
 
 
-def _run(overrides: Sequence[str], settings: config.Settings, folder: Path) -> list[Path]:
+# --- what a run is, and where it goes ---------------------------------------------------------------------------------
+
+
+def _prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepared]:
+    """The arms, or the single run, of a command: all composed and built, so that a mistake in the last arm shows before
+    the first one runs.
+    """
+    commands = [(arm, [*overrides, *more]) for arm, more in settings.arms.items()]
+    if not commands:
+        return [_prepare_one(None, overrides, settings)]
+    return [_prepare_one(arm, command, config.compose(command)) for arm, command in commands]
+
+
+def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Settings) -> Prepared:
+    keys = list(dict.fromkeys(step.key for step in pipeline.RECIPE if step.name in settings.steps))
+    stages = config.build(settings, keys)
+    texts = _texts(settings, keys)
+    steps = pipeline.plan(settings.steps, settings.nodes(), stages)
+    return Prepared(arm, list(overrides), settings, steps, texts)
+
+
+def _plan(arms: Sequence[Prepared]) -> str:
+    """A hash of everything that decides what these runs compute."""
+    return fingerprint([[arm.arm, pipeline.plan_fingerprint(arm.steps)] for arm in arms])
+
+
+def _plan_of_job(overrides: Sequence[str]) -> str:
+    """The same of a job of a sweep; one with a mistake in it is known by the mistake, which is told at its turn."""
+    try:
+        return _plan(_prepare(overrides, config.compose(overrides)))
+    except CaiError as error:
+        return str(error)
+
+
+def _place(folder: Path, plan: str) -> Path:
+    """`folder`, or the first of `folder`-2, -3, ... that holds no run or one of this plan; marked as taken."""
+    for number in count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        marker = place / "plan.json"
+        if read_json(marker)["plan"] == plan if marker.is_file() else not any(place.rglob("run.json")):
+            break
+    if place != folder:
+        print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {place.name}")
+    write_json(marker, {"plan": plan})
+    return place
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def _run(arms: Sequence[Prepared], folder: Path) -> list[Path]:
     """Run every arm, each in its folder below `folder` (a single run in `folder` itself); returns the run folders."""
-    # All arms are composed and built before the first one runs: a mistake in the last arm shows at once.
-    arms = [
-        _prepare(arm, folder / arm, command, config.compose(command))
-        for arm, command in ((arm, [*overrides, *more]) for arm, more in settings.arms.items())
-    ] or [_prepare(None, folder, overrides, settings)]
+    settings = arms[0].settings
     if settings.num_threads:
         # torch reads these when it is first imported, which is after this.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(settings.num_threads)
     store = Store(Path(settings.store))
-    entries = [_run_arm(arm, store) for arm in arms]
-    for (a, of_a), (b, of_b) in combinations(zip(arms, entries, strict=True), 2):
+    folders = [folder / (arm.arm or "") for arm in arms]
+    runs = [(arm, own, _run_arm(arm, own, store)) for arm, own in zip(arms, folders, strict=True)]
+    for (a, own, of_a), (b, _, of_b) in combinations(runs, 2):
         name = f"win_rate_over_{b.arm}"
         of_a[name] = _head_to_head(a, of_a, of_b, store)
         print(pipeline.line(name, of_a[name]), flush=True)
-        _write_run(a, of_a)
-    return [arm.folder for arm in arms]
+        _write_run(a, own, of_a)
+    return folders
 
 
-def _prepare(arm: str | None, folder: Path, overrides: Sequence[str], settings: config.Settings) -> Prepared:
-    texts = _texts(settings)
-    keys = [step.key for step in pipeline.RECIPE if step.name in settings.steps]
-    stages = config.build(settings, keys)
-    steps = pipeline.plan(settings.steps, settings.nodes(), stages)
-    return Prepared(arm, folder, list(overrides), settings, steps, texts)
-
-
-def _run_arm(arm: Prepared, store: Store) -> dict[str, Entry]:
+def _run_arm(arm: Prepared, folder: Path, store: Store) -> dict[str, Entry]:
     if arm.arm:
         print(f"--- arm {arm.arm}")
     settings = yaml.safe_dump(asdict(arm.settings), sort_keys=False, allow_unicode=True)
-    write_text(arm.folder / "config.yaml", settings)
-    _keep(arm.texts, arm.folder)
-    entries = pipeline.run_steps(arm.steps, store, lambda done: _write_run(arm, done))
+    write_text(folder / "config.yaml", settings)
+    for name, text in arm.texts.items():
+        write_text(folder / name, text)
+    entries = pipeline.run_steps(arm.steps, store, lambda done: _write_run(arm, folder, done))
     print(pipeline.summary(entries))
     return entries
 
@@ -109,25 +153,29 @@ def _head_to_head(arm: Prepared, a: Mapping[str, Entry], b: Mapping[str, Entry],
     return pipeline.run_step(replace(planned, stage=fresh), inputs, store)
 
 
-def _write_run(arm: Prepared, entries: Mapping[str, Entry]) -> None:
+def _write_run(arm: Prepared, folder: Path, entries: Mapping[str, Entry]) -> None:
     stages = {
         name: {
             "fingerprint": entry.fingerprint,
             "path": str(entry.path),
             "seconds": entry.seconds,
             "cached": entry.cached,
+            "resumed": entry.resumed,
+            "machine": entry.machine,
             "facts": entry.facts,
         }
         for name, entry in entries.items()
     }
     write_json(
-        arm.folder / "run.json",
+        folder / "run.json",
         {
-            "name": arm.folder.name,
+            "name": folder.name,
             "arm": arm.arm,
             "seed": arm.settings.seed,
             "command": ["cai", "run", *arm.overrides],
+            "num_threads": arm.settings.num_threads,
             "stages": stages,
+            "texts": {name: sha256(text.encode()).hexdigest() for name, text in arm.texts.items()},
             "versions": {package: _version(package) for package in _VERSIONS},
         },
     )
@@ -140,22 +188,43 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _texts(settings: config.Settings) -> dict[str, Path]:
-    """The constitution file and the folder of prompt templates, by the names they get in the run folder."""
-    family = paths.search("prompts", settings.prompts)
-    if family is None:
-        raise PromptError(f"prompts: {unknown('prompt family', settings.prompts, paths.names('prompts'))}")
-    return {"constitution.yaml": Path(constitution.load(settings.constitution).path), "prompts": family}
+def _texts(settings: config.Settings, keys: Sequence[str]) -> dict[str, str]:
+    """The constitutions and the templates that the stages `keys` read, by the names they get in the run folder.
+
+    `constitution.yaml` is the run's own; another one that a node names is `constitutions/<key of the node>.yaml`.
+    """
+    families, paths = {"prompts": settings.prompts}, {"constitution": settings.constitution}
+    for key in keys:
+        for where, node in _targets(settings.nodes()[key], key):
+            if node["_target_"] == "cai.prompts.PromptFamily":
+                families[where] = node["name"]
+            elif node["_target_"] == "cai.constitution.load":
+                paths[where] = node["path"]
+    texts: dict[str, str] = {}
+    for where, path in paths.items():
+        text = Path(constitution.load(path).path).read_text(encoding="utf-8-sig")
+        if where == "constitution":
+            texts["constitution.yaml"] = text
+        elif text != texts["constitution.yaml"]:
+            texts[f"constitutions/{where}.yaml"] = text
+    for where, name in families.items():
+        try:
+            texts |= {f"prompts/{name}/{file}": text for file, text in PromptFamily(name).sources().items()}
+        except PromptError as error:
+            raise PromptError(f"{where}: {error}") from None
+    return texts
 
 
-def _keep(texts: dict[str, Path], folder: Path) -> None:
-    """Copy the texts into the run folder: what was used, not what is there later."""
-    for name, path in texts.items():
-        if path.is_dir():
-            shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.copytree(path, folder / name)
-        else:
-            shutil.copyfile(path, folder / name)
+def _targets(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with a `_target_` in `node`, itself included, with its dotted key."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from _targets(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{key}[{index}]")
 
 
 def _run_folders(roots: Sequence[Path]) -> list[Path]:

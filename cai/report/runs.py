@@ -136,13 +136,13 @@ def _need(run: dict[str, Any], key: str, folder: Path) -> Any:
 def _arm_labels(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
     """A label per run: the arm's name (or experiment), and the overrides that set it apart from others of that name.
 
-    Two runs of one arm and seed (the same command after an edit, say) are told apart by their folders; DataError if
-    even those have one name.
+    Two runs of one arm and seed (the same command after an edit, say) are told apart by their folders, or by those of
+    their sweeps; DataError if even those have one name.
     """
     overrides = [_overrides(run) for _, run in runs]
-    folders = [_seedless(folder.parent.name if folder.name == run.get("arm") else folder.name) for folder, run in runs]
+    folders = [folder.parent if folder.name == run.get("arm") else folder for folder, run in runs]
     names = [
-        run.get("arm") or own.get("experiment") or folder
+        run.get("arm") or own.get("experiment") or _seedless(folder.name)
         for (_, run), own, folder in zip(runs, overrides, folders, strict=True)
     ]
     labels = []
@@ -151,10 +151,16 @@ def _arm_labels(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
         apart = [f"{k}={v}" for k, v in own.items() if k not in _NEUTRAL and any(o.get(k) != v for o in rivals)]
         labels.append(" ".join([_KNOWN_ARMS.get(name, name), *apart]))
     clash = {label for label, _ in _twice(labels, runs)}
-    labels = [f"{x} ({folder})" if x in clash else x for x, folder in zip(labels, folders, strict=True)]
-    for label, seed in _twice(labels, runs):
-        raise DataError(f"two runs are both {label!r} with seed {seed}; give them names (name=...) to compare them")
-    return labels
+    by_run, by_sweep = (
+        [f"{x} ({_seedless(place.name)})" if x in clash else x for x, place in zip(labels, places, strict=True)]
+        for places in (folders, [folder.parent for folder in folders])
+    )
+    if not _twice(by_run, runs):
+        return by_run
+    if not _twice(by_sweep, runs):
+        return by_sweep
+    label, seed = _twice(by_run, runs)[0]
+    raise DataError(f"two runs are both {label!r} with seed {seed}; give them names (name=...) to compare them")
 
 
 def _twice(labels: Sequence[str], runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[tuple[str, int]]:
@@ -169,7 +175,7 @@ def _overrides(run: dict[str, Any]) -> dict[str, str]:
 
 
 def _seedless(name: str) -> str:
-    return re.sub(r"[-_,. ]*seed=?\d+", "", name) or name
+    return re.sub(r"[-_,. ]*seed=?\d+(,\d+)*", "", name) or name
 
 
 def pairs_of_arms(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
