@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +37,7 @@ from cai.stages.ppo import PPO
 from cai.stages.revise import Revise
 from cai.stages.sample import Sample
 from cai.stages.win_rate import WinRate
-from cai.types import Judgment, Response, Revision
+from cai.types import Judgment, Prompt, Response, Revision
 
 
 def classes(package: ModuleType) -> Iterator[type]:
@@ -183,13 +183,27 @@ def judge(base: Path, **more: Any) -> AILabeler:
     return AILabeler(**settings(base), **rules, min_mass=0.0, **more)
 
 
+class Characters:
+    """Random weights end no response, so all have the same number of words; their lengths differ."""
+
+    columns = ("length",)
+
+    def texts(self) -> dict[str, str]:
+        """Not from a file."""
+        return {"scorer": "abc"}
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, list[float]]:
+        """One column."""
+        return {"length": [float(len(response)) for response in responses]}
+
+
 def recipe(base: Path) -> dict[str, tuple[Stage, dict[str, str]]]:
     """The text stages of the recipe, with `sft` made of nothing: the base model itself."""
     source = SandboxData(
         seed=4, num_red_team=6, num_demonstrations=4, num_comparisons=10, num_rl=2, num_evaluation=6, split="dev"
     )
     rules = {"prompts": PromptFamily("sandbox"), "constitution": constitution.load("sandbox")}
-    people = SimulatedLabeler(scorer=SandboxScorer(), column="num_words", agreement=0.55, seed=4, overlap=0.5)
+    people = SimulatedLabeler(scorer=Characters(), column="length", agreement=0.55, seed=4, overlap=0.5)
     evaluate = Evaluate(**settings(base), scorer=SandboxScorer(), max_new_tokens=8, num_samples=2)
     sample = Sample(engine=engine_factory, seed=4, max_new_tokens=8)
     return {
