@@ -13,7 +13,7 @@ from cai.scorers import Scorer
 from cai.types import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from cai.rl.ppo import PPOTrainer, Update
 
@@ -53,6 +53,7 @@ class PPO(PPOSettings):
         tokenizer = load_tokenizer(inputs["sft"] / "model")
         trainer = self._trainer(tokenizer, inputs)
         ids = [encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts]
+        self._check_lengths(ids, trainer.policy.model.config, str(path))
         order = prompt_order(len(prompts), self.seed)
         curve: list[dict[str, Any]] = []
         num_tokens = 0
@@ -98,6 +99,16 @@ class PPO(PPOSettings):
             stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
             settings=self,
         )
+
+    def _check_lengths(self, ids: Sequence[list[int]], config: "PreTrainedConfig", path: str) -> None:
+        """Raise DataError for a prompt that leaves no room for a response."""
+        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        longest = max(map(len, ids))
+        if context is not None and longest + self.max_new_tokens > context:
+            raise DataError(
+                f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {self.max_new_tokens} is "
+                f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
+            )
 
     def _measure(
         self, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], update: "Update"
