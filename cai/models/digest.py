@@ -84,7 +84,9 @@ def model_digest(path: str | Path) -> str:
     """SHA-256 over the names and bytes of a model's files; `hub:ID` for a model that is not on this disk.
 
     The latter is without a commit, which is known only after a download: the first run and the next would differ. Give
-    the folder of a download where the commit matters. Hidden files and notes (*.md) do not count. Raises ModelError where `find_model` does.
+    the folder of a download where the commit matters. Hidden files and notes (*.md) do not count.
+
+    Raises ModelError where `find_model` does.
     """
     folder = find_model(path)
     if folder is None:
