@@ -335,7 +335,7 @@ def test_a_mistake_in_the_last_arm_shows_before_the_first_runs(
 ) -> None:
     echo_experiment(project, {"a": ["labeler=ai"], "b": ["revise.wort=2"]})
     assert cli.main(["run", "experiment=both"]) == 2
-    assert "revise.wort: unknown key 'wort'; did you mean 'word'?" in capsys.readouterr().err
+    assert "cai: arm b: revise.wort: unknown key 'wort'; did you mean 'word'?" in capsys.readouterr().err
     assert not (project / "store").exists()
 
 

@@ -76,7 +76,13 @@ def _prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepar
     commands = [(arm, [*overrides, *more]) for arm, more in settings.arms.items()]
     if not commands:
         return [_prepare_one(None, overrides, settings)]
-    return [_prepare_one(arm, command, config.compose(command)) for arm, command in commands]
+    arms = []
+    for arm, command in commands:
+        try:
+            arms.append(_prepare_one(arm, command, config.compose(command)))
+        except CaiError as error:
+            raise type(error)(f"arm {arm}: {error}") from None
+    return arms
 
 
 def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Settings) -> Prepared:
