@@ -12,9 +12,10 @@ from cai.datasets.splits import held_out
 from cai.errors import CaiError, ConfigError, DataError
 from cai.models.loading import encode_dialogue, load_causal_lm, load_tokenizer
 from cai.records import digest_folder, read_rows, write_records
+from cai.rl.local_trainer import LengthSampler
 from cai.rl.models import RewardModel
 from cai.rl.settings import TrainingSettings
-from cai.rl.trainers import LengthSampler, train_sft
+from cai.rl.trainers import train_sft
 from cai.stages.sft import SFT
 from cai.types import Demonstration, Prompt, Turn
 

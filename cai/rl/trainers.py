@@ -5,39 +5,25 @@ batch element (InstructGPT section 3.2), which also saves forwards: K per prompt
 """
 
 import copy
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from cai.errors import DataError
-from cai.models.loading import pick_device, quiet
-from cai.progress import progress
-from cai.records import seed_of
+from cai.rl.local_trainer import Checkpoints, LocalTrainer, Measure, run_trainer, trainer_arguments
 from cai.rl.losses import bradley_terry_loss
 from cai.rl.settings import TrainingSettings
 
-__all__ = ["Group", "LengthSampler", "PreferenceTrainer", "collate_groups", "short_enough", "train_reward", "train_sft"]
-
-# Batches of similar length are made within pools of this many batches, so that padding is low (a few percent) while
-# what is in a batch still changes from epoch to epoch.
-_POOL_BATCHES = 16
+__all__ = ["Group", "PreferenceTrainer", "collate_groups", "short_enough", "train_reward", "train_sft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +43,9 @@ def train_sft(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[tuple[list[int], int]],
     settings: TrainingSettings,
-    after_epoch: Callable[[], dict[str, float]] | None = None,
+    *,
+    after_epoch: Measure | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place on rows (token ids, number of prompt tokens), with the loss on the response tokens alone
     (token mean over the batch). Returns the curve, with a row of what `after_epoch` measured for each epoch.
@@ -72,10 +60,11 @@ def train_sft(
     def build(folder: str) -> SFTTrainer:
         # The rows carry labels already; the rest of TRL's preparation (templates, truncation) is done or not wanted.
         skip = {"skip_prepare_dataset": True}
-        args = SFTConfig(**_arguments(settings, folder, len(rows)), dataset_kwargs=skip)
+        args = SFTConfig(**trainer_arguments(settings, folder, len(rows)), dataset_kwargs=skip)
         return _SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
 
-    return _train(build, [len(ids) for ids, _ in rows], settings, "sft", after_epoch)
+    lengths = [len(ids) for ids, _ in rows]
+    return run_trainer(build, lengths, settings, "sft", after_epoch=after_epoch, checkpoints=checkpoints)
 
 
 def train_reward(
@@ -83,6 +72,8 @@ def train_reward(
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group],
     settings: TrainingSettings,
+    *,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
     """Train a sequence classification model of one label in place, on all labelled pairs of each prompt. Batch sizes
     count prompts. `model.config.pad_token_id` must differ from the token that ends a response. Returns the curve.
@@ -97,13 +88,14 @@ def train_reward(
     def build(folder: str) -> RewardTrainer:
         return PreferenceTrainer(
             model=model,
-            args=RewardConfig(**_arguments(settings, folder, len(groups))),
+            args=RewardConfig(**trainer_arguments(settings, folder, len(groups))),
             train_dataset=data,
             processing_class=tokenizer,
             data_collator=lambda examples: collate_groups(examples, pad_id),
         )
 
-    return _train(build, [max(map(len, group.rows)) for group in groups], settings, "reward")
+    lengths = [max(map(len, group.rows)) for group in groups]
+    return run_trainer(build, lengths, settings, "reward", checkpoints=checkpoints)
 
 
 def collate_groups(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
@@ -146,29 +138,11 @@ def short_enough(lengths: Sequence[int], config: PreTrainedConfig, settings: Tra
     )
 
 
-class _LocalTrainer:
-    """Mixed into TRL's trainers: batches of similar length in random order, no message to a telemetry server, and one
-    GPU: where there are several, Hugging Face would spread a batch over all of them and make it as many times larger.
-    """
-
-    sampler: "LengthSampler"
-
-    def __init__(self, *, args: Any, **settings: Any) -> None:
-        args._n_gpu = min(args.n_gpu, 1)  # reading it first has it counted; it would be counted later, over this
-        super().__init__(args=args, **settings)  # type: ignore[call-arg]  # of TRL
-
-    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        return self.sampler
-
-    def _send_telemetry(self) -> None:
-        return None
-
-
-class _SFTTrainer(_LocalTrainer, SFTTrainer):
+class _SFTTrainer(LocalTrainer, SFTTrainer):
     pass
 
 
-class PreferenceTrainer(_LocalTrainer, RewardTrainer):
+class PreferenceTrainer(LocalTrainer, RewardTrainer):
     """TRL's RewardTrainer with soft labels over groups of responses, from `collate_groups` batches."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -190,104 +164,3 @@ class PreferenceTrainer(_LocalTrainer, RewardTrainer):
         labels = (inputs[key] for key in ("first", "second", "p", "weight"))
         loss = bradley_terry_loss(output.logits.squeeze(-1), *labels)
         return (loss, output) if return_outputs else loss
-
-
-class LengthSampler(Sampler[int]):
-    """Indices such that consecutive `batch_size` of them have similar lengths; batches come in random order.
-
-    Hugging Face's own grouping sorts whole pools from long to short, so that an epoch ends on its shortest rows.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
-        self.epoch += 1
-        shuffled = torch.randperm(len(self.lengths), generator=generator).tolist()
-        pool = _POOL_BATCHES * self.batch_size
-        batches: list[list[int]] = []
-        for start in range(0, len(shuffled), pool):
-            rows = sorted(shuffled[start : start + pool], key=lambda i: self.lengths[i])
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        # A batch that is not full must come last: the trainer cuts the stream of indices every `batch_size`.
-        ragged = [batch for batch in batches if len(batch) < self.batch_size]
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        order = torch.randperm(len(full), generator=generator).tolist()
-        for batch in [*(full[i] for i in order), *ragged]:
-            yield from batch
-
-
-class _Hooks(TrainerCallback):
-    def __init__(self, advance: Callable[[], None], after_epoch: Callable[[], dict[str, float]] | None) -> None:
-        self.advance = advance
-        self.after_epoch = after_epoch
-        self.measured: list[dict[str, float]] = []
-
-    def on_step_end(self, *_: object, **__: object) -> None:
-        self.advance()
-
-    def on_epoch_end(self, args: object, state: Any, control: object, **_: object) -> None:
-        if self.after_epoch is not None:
-            self.measured.append({"step": state.global_step, "epoch": round(state.epoch, 6), **self.after_epoch()})
-
-
-def _train(
-    build: Callable[[str], Any],
-    lengths: Sequence[int],
-    settings: TrainingSettings,
-    label: str,
-    after_epoch: Callable[[], dict[str, float]] | None = None,
-) -> list[dict[str, float]]:
-    """Run the trainer that `build` makes in a folder of its own, which is thrown away with all that is in it."""
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        trainer = build(folder)
-        trainer.sampler = LengthSampler(lengths, settings.batch_size, settings.seed)
-        trainer.remove_callback(PrinterCallback)
-        steps = -(-len(lengths) // settings.batch_size) * settings.num_epochs
-        with progress(label, total=steps, unit="steps") as bar:
-            hooks = _Hooks(bar.advance, after_epoch)
-            trainer.add_callback(hooks)
-            trainer.train()
-        kept = ("step", "epoch", "loss", "learning_rate", "grad_norm", "mean_token_accuracy")
-        rows = [{key: entry[key] for key in kept if key in entry} for entry in trainer.state.log_history]
-    # the last entry of the history is clocks
-    return sorted([row for row in rows if "loss" in row] + hooks.measured, key=lambda row: row["step"])
-
-
-_SCHEDULES: dict[str, str] = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-
-def _arguments(settings: TrainingSettings, folder: str, num_rows: int) -> dict[str, Any]:
-    """Arguments of both configurations. TRL's own defaults, bf16 and activation checkpointing, are three times slower
-    on a CPU; nothing is saved, reported or logged but some 50 points of the curve.
-    """
-    steps = -(-num_rows // settings.batch_size) * settings.num_epochs
-    rows = settings.microbatch_size or settings.batch_size
-    return {
-        "output_dir": folder,
-        "seed": settings.seed % 2**32,  # numpy's limit
-        "num_train_epochs": settings.num_epochs,
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": settings.batch_size // rows,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": _SCHEDULES[settings.schedule],
-        "warmup_steps": round(settings.warmup_share * steps),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "max_length": None,
-        "bf16": settings.dtype == "bfloat16",
-        "activation_checkpointing": False,
-        "use_cpu": pick_device(settings.device) == "cpu",
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": max(1, steps // 50),
-    }

@@ -25,15 +25,19 @@ class Reward(TrainingSettings):
     tags, first, second, p, delta) and curve.jsonl.
 
     A share of the prompts is held out, chosen by a hash of their text: the same in all arms and seeds, and no prompt on
-    both sides. The scores' offset makes helpful demonstrations score 0 on average.
+    both sides. The scores' offset makes helpful demonstrations score 0 on average. Every `checkpoint_every` steps the
+    training saves what it needs to go on after a kill (0: never).
     """
 
     version: ClassVar[int] = 2
 
     held_out_share: float = 0.1
+    checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.checkpoint_every < 0:
+            raise ConfigError(f"checkpoint_every: must be 0 (never) or more, got {self.checkpoint_every!r}")
         if not 0 < self.held_out_share < 1:
             raise ConfigError(f"held_out_share: must be between 0 and 1, got {self.held_out_share!r}")
 
@@ -44,6 +48,7 @@ class Reward(TrainingSettings):
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (demonstrations), `sft` (the trunk) and `label` (preferences)."""
         from cai.models.loading import pick_device
+        from cai.rl.local_trainer import Checkpoints
         from cai.rl.models import RewardModel
         from cai.rl.trainers import short_enough, train_reward
 
@@ -63,7 +68,10 @@ class Reward(TrainingSettings):
         demonstrations = read_records(shown, Demonstration)
         anchors = reward.encode([d.prompt for d in demonstrations], [d.text for d in demonstrations])
         fit = short_enough([len(row.ids) for row in anchors], reward.model.config, self, str(shown)) if anchors else []
-        curve = train_reward(reward.model, reward.tokenizer, [groups[i] for i in train], self)
+        every = self.checkpoint_every
+        checkpoints = Checkpoints(output / "checkpoints.journal", every) if every else None
+        rows = [groups[i] for i in train]
+        curve = train_reward(reward.model, reward.tokenizer, rows, self, checkpoints=checkpoints)
 
         pairs = _measure(reward, [anchors[i] for i in fit], [preferences[i] for i in test])
         metrics = summarise(pairs) | {"num_train_pairs": sum(len(groups[i].p) for i in train)}

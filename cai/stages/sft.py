@@ -29,7 +29,8 @@ class SFT(TrainingSettings):
     The loss is the token mean over the response and its end-of-turn token; prompts are masked. `model` is the base
     model. The demonstrations of a `validation_share` of the prompts are held out. With `select_by`, the model folder of
     a reward stage, the epoch whose samples on the held-out prompts score best is kept (InstructGPT section 3.5 selects
-    like this), else the last. The other settings are told by `cai.rl.settings.TrainingSettings`.
+    like this), else the last. Every `checkpoint_every` steps the training saves what it needs to go on after a kill (0:
+    never). The other settings are told by `cai.rl.settings.TrainingSettings`.
     """
 
     version: ClassVar[int] = 2
@@ -40,9 +41,12 @@ class SFT(TrainingSettings):
     validation_share: float = 0.05
     select_by: str | None = None
     max_new_tokens: int = 256
+    checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.checkpoint_every < 0:
+            raise ConfigError(f"checkpoint_every: must be 0 (never) or more, got {self.checkpoint_every!r}")
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"validation_share: must be from 0 to below 1, got {self.validation_share!r}")
         if self.select_by is not None and not self.validation_share:
@@ -56,6 +60,7 @@ class SFT(TrainingSettings):
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `revise`. Raises DataError for a demonstration that is too long, unless those are dropped."""
         from cai.models.loading import encode_dialogue, load_causal_lm, load_tokenizer, pick_device, save_model
+        from cai.rl.local_trainer import Checkpoints
         from cai.rl.trainers import short_enough, train_sft
 
         path = inputs["revise"] / "sft.jsonl"
@@ -71,7 +76,10 @@ class SFT(TrainingSettings):
         train = [i for i, held in zip(kept, out, strict=True) if not held]
         validation = [encoded[i] for i, held in zip(kept, out, strict=True) if held]
         measure = _Validation(self, model, tokenizer, validation) if validation else None
-        curve = train_sft(model, tokenizer, [encoded[i] for i in train], self, measure)
+        every = self.checkpoint_every
+        checkpoints = Checkpoints(output / "checkpoints.journal", every) if every else None
+        rows = [encoded[i] for i in train]
+        curve = train_sft(model, tokenizer, rows, self, after_epoch=measure, checkpoints=checkpoints)
         if measure is not None:
             measure.keep_best()
         save_model(model, tokenizer, output / "model")
@@ -125,6 +133,14 @@ class _Validation:
         self.history.append(found)
         self.model.train()
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, and the best weights."""
+        return {"history": self.history, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.history, self.best = state["history"], state["best"]
 
     def keep_best(self) -> None:
         """Put back the weights of the best epoch by reward; without a reward model, nothing."""

@@ -1,0 +1,191 @@
+"""SFT and reward training, interrupted anywhere, end with the bytes of a training that was left alone."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+from cai.errors import ConfigError
+from cai.records import digest_folder, write_records
+from cai.rl import checkpoints
+from cai.rl.local_trainer import Checkpoints, _Hooks
+from cai.rl.models import RewardModel
+from cai.stages.reward import Reward
+from cai.stages.sft import SFT
+from cai.types import Demonstration, Pair, Preference, Prompt, Turn
+
+ANSWERS = ["yes turn it slowly", "no", "first take a key then yes", "no push the door"]
+PROMPTS = [
+    Prompt(id=f"p{i}", turns=(Turn("user", f"how do i open {tiny_models.WORDS[i % 25]} {'door ' * (i % 4)}?"),))
+    for i in range(26)
+]
+DEMONSTRATIONS = [Demonstration(id=p.id, prompt=p, text=ANSWERS[i % 4], source="x") for i, p in enumerate(PROMPTS)]
+PREFERENCES = [
+    Preference(id=p.id, prompt=p, responses=tuple(ANSWERS[:3]), pairs=(Pair(0, 1, 0.8), Pair(2, 1, 0.9)), labeler="x")
+    for p in PROMPTS
+]
+# 3 epochs of 6 or 7 steps, a row of the curve per step or the mean of several, dropout so that randomness shows.
+TRAINING: dict[str, Any] = {"seed": 0, "num_epochs": 3, "batch_size": 4, "microbatch_size": 2, "device": "cpu"}
+Runner = Callable[..., None]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = tiny_models.word_tokenizer()
+    model = tiny_models.llama(len(tokenizer))
+    model.config.attention_dropout = 0.1
+    tiny_models.save(model, tokenizer, folder / "sft" / "model")
+    RewardModel.from_language_model(folder / "sft" / "model", seed=3).save(folder / "judge")
+    write_records(folder / "revise" / "sft.jsonl", DEMONSTRATIONS)
+    write_records(folder / "data" / "demonstrations.jsonl", DEMONSTRATIONS[:3])
+    write_records(folder / "label" / "preferences.jsonl", PREFERENCES)
+    return folder
+
+
+def run(stage: str, inputs: Path, output: Path, every: int = 4, **changes: Any) -> None:
+    output.mkdir(exist_ok=True)
+    settings = TRAINING | {"checkpoint_every": every} | changes
+    if stage == "sft":
+        base, judge = str(inputs / "sft" / "model"), str(inputs / "judge")
+        given = {"validation_share": 0.2, "select_by": judge, "max_new_tokens": 6, "learning_rate": 2e-2}
+        SFT(model=base, **{**given, **settings}).run({"revise": inputs / "revise"}, output)
+    else:
+        names = {name: inputs / name for name in ("data", "sft", "label")}
+        Reward(held_out_share=0.2, **settings).run(names, output)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in digest_folder(folder).items() if ".journal" not in name}
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What a training that saves nothing writes."""
+    folder = tmp_path_factory.mktemp("whole")
+    for stage in ("sft", "reward"):
+        run(stage, inputs, folder / stage, every=0)
+        assert not list((folder / stage).glob("*.journal"))
+    return {stage: digests(folder / stage) for stage in ("sft", "reward")}
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _Hooks.on_step_end
+
+    def on_step_end(self: _Hooks, args: object, state: Any, control: Any, **rest: object) -> None:
+        if state.global_step == step:
+            raise Killed
+        original(self, args, state, control, **rest)
+
+    monkeypatch.setattr(_Hooks, "on_step_end", on_step_end)
+
+
+def interrupt(step: int, stage: str, inputs: Path, output: Path, **changes: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(step, patch)
+        run(stage, inputs, output, **changes)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_killed_again_and_again_the_bytes_are_the_same(
+    stage: str,
+    inputs: Path,
+    whole: dict[str, dict[str, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first checkpoint, in the middle and at the ends of epochs, after the training."""
+    for step in (2, 5, 6, 9, 13, 16):
+        interrupt(step, stage, inputs, tmp_path)
+    run(stage, inputs, tmp_path)
+    assert digests(tmp_path) == whole[stage]
+    (tmp_path / "curve.jsonl").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(1, patch)  # the end is a checkpoint: no step is taken any more, from the first or from another
+        patch.setattr(_Hooks, "on_epoch_end", None)
+        run(stage, inputs, tmp_path)
+    assert digests(tmp_path) == whole[stage]
+    assert not [line for line in capsys.readouterr().err.splitlines() if ".pt" in line]
+
+
+@pytest.mark.parametrize(("stage", "step", "every"), [("sft", 8, 7), ("sft", 7, 1), ("reward", 13, 6)])
+def test_checkpoints_at_the_end_of_an_epoch(
+    stage: str, step: int, every: int, inputs: Path, whole: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    interrupt(step, stage, inputs, tmp_path, every=every)
+    run(stage, inputs, tmp_path, every=every)
+    assert digests(tmp_path) == whole[stage]
+
+
+def half_written(output: Path, stage: str, inputs: Path) -> None:
+    """Killed between the file and its marker."""
+
+    def write_json(path: Path, facts: object) -> None:
+        if path.name == "00000008.json":
+            raise Killed
+        original(path, facts)
+
+    original = checkpoints.write_json
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoints, "write_json", write_json)
+        run(stage, inputs, output)
+
+
+def damaged(name: str, damage: Callable[[Path], None]) -> Callable[[Path, str, Path], None]:
+    def make(output: Path, stage: str, inputs: Path) -> None:
+        interrupt(10, stage, inputs, output)
+        for path in (output / "checkpoints.journal").glob(name):
+            damage(path)
+
+    return make
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize(
+    ("make", "problems"),
+    [
+        (half_written, ["has no marker, so it may be cut; checkpoint 4 is tried"]),
+        (damaged("00000008.pt", Path.unlink), ["is missing; checkpoint 4 is tried"]),
+        (damaged("00000008.pt", lambda path: os.truncate(path, 99)), ["has 99 bytes"]),
+        (damaged("00000008.json", lambda path: path.write_text('{"bytes": 1, "sha256": ""}')), ["says 1; "]),
+        (damaged("*.pt", lambda path: os.truncate(path, 99)), ["has 99 bytes", "; training starts over"]),
+    ],
+    ids=["half-written", "deleted", "cut", "wrong marker", "both cut"],
+)
+def test_a_damaged_checkpoint_is_said_and_the_bytes_are_the_same(
+    make: Callable[[Path, str, Path], None],
+    problems: list[str],
+    stage: str,
+    inputs: Path,
+    whole: dict[str, dict[str, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(tmp_path, stage, inputs)
+    run(stage, inputs, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if ".pt" in line]
+    assert len(lines) == len(problems)
+    assert all(problem in line for problem, line in zip(problems, lines, strict=True))
+    assert digests(tmp_path) == whole[stage]
+
+
+def test_a_training_of_few_steps_saves_nothing(inputs: Path, tmp_path: Path) -> None:
+    run("reward", inputs, tmp_path, every=100, num_epochs=1)
+    assert not list(tmp_path.glob("*.journal"))
+    plan = Checkpoints(tmp_path, 4)
+    assert [step for step in range(1, 11) if plan.due(step, 10)] == [4, 8, 10]
+    assert not any(plan.due(step, 3) for step in range(1, 4))
+
+
+@pytest.mark.parametrize("stage", [SFT, Reward])
+def test_a_negative_number_of_steps_is_refused(stage: Any) -> None:
+    model = {"model": "x"} if stage is SFT else {}
+    with pytest.raises(ConfigError, match=r"checkpoint_every: must be 0 \(never\) or more, got -1"):
+        stage(seed=0, checkpoint_every=-1, **model)
