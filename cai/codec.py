@@ -30,8 +30,18 @@ class _Wrong(Exception):
 
 
 def to_json(record: "DataclassInstance") -> dict[str, Any]:
-    """The record as a plain dict, fields in order, tuples as lists, nested records as dicts."""
-    return {name: _plain(getattr(record, name)) for name in field_names(type(record))}
+    """The record as a plain dict, fields in order, tuples as lists, nested records as dicts. A field that is marked
+    `spare` in its metadata is left out where it has its default.
+    """
+    spare = _spare(type(record))
+    values = {name: getattr(record, name) for name in field_names(type(record))}
+    return {name: _plain(value) for name, value in values.items() if name not in spare or value != spare[name]}
+
+
+@cache
+def _spare(cls: type) -> dict[str, Any]:
+    """Defaults of the fields that records on disk do without."""
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.metadata.get("spare")}
 
 
 def _plain(value: Any) -> Any:

@@ -92,11 +92,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`p` is the probability that response `first` is preferred to response `second` (indices into `responses`)."""
+    """`p` is the probability that response `first` is preferred to response `second` (indices into `responses`).
+
+    `weight` is how much the label counts, `margin` (0 or more) by how much the preferred response is better, in units
+    of reward; a record on disk has them only where they differ from these.
+    """
 
     first: int
     second: int
     p: float
+    weight: float = field(default=1.0, metadata={"spare": True})
+    margin: float = field(default=0.0, metadata={"spare": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,14 @@ def test_scalars_are_not_converted(key: str, value: object) -> None:
         from_json(Response, to_json(response("a")) | {key: value}, "x")
 
 
+def test_a_spare_field_is_written_where_it_says_something() -> None:
+    """Weights and margins of pairs came later: records without them read and write as they did."""
+    assert to_json(types.Pair(0, 1, 0.5)) == {"first": 0, "second": 1, "p": 0.5}
+    pair = types.Pair(0, 1, 0.5, margin=0.25)
+    assert to_json(pair) == {"first": 0, "second": 1, "p": 0.5, "margin": 0.25}
+    assert from_json(types.Pair, to_json(pair), "x") == pair
+
+
 def test_floats_take_integers_but_never_nan() -> None:
     assert from_json(types.Pair, {"first": 0, "second": 1, "p": 1}, "x") == types.Pair(0, 1, 1.0)
     with pytest.raises(DataError, match="key 'p': must be a finite number, got NaN"):
