@@ -1,6 +1,6 @@
 """Prompt families: folders of Jinja templates, rendered to what an engine continues, with slots where answers go.
 
-A family has up to five templates (`KINDS`), each with its own variables. A template is text with *slots*: a choice slot
+A family has up to six templates (`KINDS`), each with its own variables. A template is text with *slots*: a choice slot
 (the probability of each option is read) or a text slot (a continuation is sampled). Text slots name the strings that
 end them, so what comes back needs no parsing.
 
@@ -32,6 +32,7 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     "direct_revision": frozenset({"turns", "response", "principle"}),
     "judge": frozenset({"turns", "responses", "principle"}),
     "judge_cot": frozenset({"turns", "responses", "principle"}),
+    "rate": frozenset({"turns", "response", "principle"}),
 }
 SETTINGS: Final = "family.yaml"
 SUFFIX: Final = ".jinja"
@@ -118,7 +119,8 @@ class PromptFamily:
         """Render one of `KINDS` with exactly its variables.
 
         `turns` is a sequence of Turn, `response` and `critique` are text, `responses` is a sequence of texts and
-        `principle` is a Principle. The options of a judge's last slot are in the order of `responses`.
+        `principle` is a Principle. The options of a judge's last slot are in the order of `responses`, those of `rate`
+        from the worst to the best.
         """
         self._known(template)
         if variables.keys() != KINDS[template]:
@@ -250,6 +252,8 @@ def _slot_problem(template: str, parts: Sequence[str | ChoiceSlot | TextSlot], n
     """What is wrong with the slots of a rendered template, if anything; judges have `num_responses`."""
     slots = [part for part in parts if not isinstance(part, str)]
     last = parts[-1] if parts else ""
+    if template == "rate":
+        return None if isinstance(last, ChoiceSlot) else "must end with {{ choice(...) }}, from worst to best"
     if num_responses is None:
         alone = len(slots) == 1 and isinstance(last, TextSlot)
         return None if alone else "must end with its only slot, {{ text(...) }}"

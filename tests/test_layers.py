@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "cai").rglob("*.py"))
 LAYERS = (
     ("cai.types", "cai.errors", "cai.paths", "cai.progress"),
     ("cai.records", "cai.codec", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base"),
-    ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets"),
+    ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets", "cai.rewards"),
     ("cai.prompts", "cai.prompt_settings"),
     ("cai.models", "cai.sandbox"),
     ("cai.engines", "cai.rl"),

@@ -314,6 +314,8 @@ def test_shipped_templates_show_everything_and_end_in_a_slot(name: str, kind: st
         assert "I am well." in shown
         assert rendered.slots[-1] == ChoiceSlot((" (A)", " (B)"))
         assert "Be kind." in shown
+    elif kind == "rate":
+        assert "I am well." not in shown and isinstance(rendered.slots[-1], ChoiceSlot)
     else:
         last = rendered.slots[-1]
         assert isinstance(last, TextSlot)
