@@ -39,10 +39,10 @@ RECIPE: Final[tuple[Step, ...]] = (
     Step("sample", "sample", {"data": "data", "sft": "sft"}),
     Step("label", "label", {"data": "data", "sample": "sample"}),
     Step("reward", "reward", {"data": "data", "sft": "sft", "label": "label"}),
-    Step("rl", "rl", {"data": "data", "sft": "sft", "reward": "reward"}),
+    Step("rl", "rl", {"data": "data", "sft": "sft", "label": "label", "reward": "reward"}),
     Step("evaluate_base", "evaluate", {"data": "data", "reference": "sft"}),
     Step("evaluate_sl_cai", "evaluate", {"data": "data", "reference": "sft", "model": "sft"}),
-    Step("evaluate_policy", "evaluate", {"data": "data", "reference": "sft", "model": "rl"}),
+    Step("evaluate_policy", "evaluate", {"data": "data", "reference": "sft", "model": "rl", "reward": "reward"}),
     Step("win_rate", "win_rate", {"data": "data", "a": "evaluate_policy", "b": "evaluate_sl_cai"}),
 )
 

@@ -1,0 +1,163 @@
+"""Scored samples of a policy, and what they say about it under the names of PPO's curve.
+
+Everything here is for the methods beside PPO: what they have in common is that they sample, score and measure.
+
+Shape letters: B = responses, T = response tokens (padded).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cai.errors import DataError
+from cai.models.loading import encode_dialogue, end_of_turn_id, end_of_turn_ids
+from cai.records import read_records, seed_of
+from cai.rewards import Part, score
+from cai.rl.losses import kl_k1, kl_k3, masked_mean
+from cai.rl.models import Policy, RewardModel, Row, autocast, batch_budget, pack, plan_batches
+from cai.rl.rollout import Rollout, sample_responses
+from cai.rl.sampling_settings import SamplingSettings
+from cai.types import Prompt
+
+__all__ = ["Sampler", "Samples", "in_epochs", "mean_columns"]
+
+# Sampling keeps no activations, so its batches may be this many times larger than those of scoring.
+_ROLLOUT_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """B responses to `prompts`, with their texts, scores and, with more than one reward, the scores of each (NaN where
+    one does not apply).
+    """
+
+    prompts: list[Prompt]
+    rollout: Rollout
+    texts: list[str]
+    scores: list[float]
+    parts: Mapping[str, list[float]]
+
+    def closed(self, end_id: int) -> list[Row]:
+        """The rows, with an end-of-turn token behind those that were cut off."""
+        return self.rollout.closed(end_id)
+
+
+class Sampler:
+    """Samples from the policies that it is given, and scores by `reward`, or by the weighted sum of `parts`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: RewardModel,
+        settings: SamplingSettings,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        end = end_of_turn_id(tokenizer)
+        self.tokenizer = tokenizer
+        self.reward = reward
+        self.settings = settings
+        self.parts = parts
+        self.stop_ids = [end, *sorted(end_of_turn_ids(model, tokenizer) - {end})]
+
+    @property
+    def end_id(self) -> int:
+        """The end-of-turn token of the chat template."""
+        return self.stop_ids[0]
+
+    def __call__(self, model: PreTrainedModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Samples:
+        """A response to each prompt; `seeds[i]` alone decides the i-th. `model` stays in the mode that it was in."""
+        s, training = self.settings, model.training
+        with torch.no_grad(), autocast(model.device, s.dtype):
+            rollout = sample_responses(
+                Policy(model, temperature=s.temperature),
+                [self.encode(prompt) for prompt in prompts],
+                seeds=seeds,
+                max_new_tokens=s.max_new_tokens,
+                stop_ids=self.stop_ids,
+                max_batch_tokens=_ROLLOUT_TOKENS * s.max_batch_tokens,
+            )
+        model.train(training)
+        texts = [
+            str(self.tokenizer.decode(row.ids[row.num_prompt : len(row.ids) - done], skip_special_tokens=False)).strip()
+            for row, done in zip(rollout.rows, rollout.finished.tolist(), strict=True)
+        ]
+        learnt = self.reward.score_rows(rollout.closed(self.end_id), max_batch_tokens=s.max_batch_tokens).tolist()
+        scored = score(self.parts, prompts, texts, learnt)
+        return Samples(list(prompts), rollout, texts, scored.total, scored.parts)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, up to where the answer starts."""
+        return encode_dialogue(self.tokenizer, prompt.turns)[0]
+
+    def read_prompts(self, path: Path, model: PreTrainedModel) -> list[Prompt]:
+        """The prompts of a file. DataError when there are none, or one leaves no room for a response."""
+        prompts = read_records(path, Prompt)
+        if not prompts:
+            raise DataError(f"{path}: no prompts to learn from")
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(len(self.encode(prompt)) for prompt in prompts)
+        if context is not None and longest + self.settings.max_new_tokens > context:
+            raise DataError(
+                f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens "
+                f"{self.settings.max_new_tokens} is more than the model's context of {context}; data.max_prompt_tokens "
+                "leaves long prompts out"
+            )
+        return prompts
+
+    def measure(self, samples: Samples, reference: Policy) -> dict[str, float | None]:
+        """What PPO says about an update's responses (`cai.rl.ppo`), as far as it needs no critic: scores, sample
+        estimates of KL to the reference and of entropy, lengths; then the mean of each reward and scorer's column.
+        """
+        rollout, mask = samples.rollout, samples.rollout.mask
+        logp_ref = self._logp(rollout, reference)
+        kl = kl_k1(rollout.logp, logp_ref) * mask
+        scores = torch.tensor(samples.scores)
+        figures = {
+            "score_mean": scores.mean(),
+            "score_std": scores.std(correction=0),
+            "kl": kl.sum(1).mean(),
+            "kl_per_token": masked_mean(kl, mask),
+            "kl_k3": (kl_k3(rollout.logp, logp_ref) * mask).sum(1).mean(),
+            "entropy": -masked_mean(rollout.logp, mask),
+            "num_response_tokens": mask.sum(1).mean(),
+            "eos_rate": rollout.finished.float().mean(),
+        }
+        rewards = {f"reward_{name}": values for name, values in samples.parts.items()}
+        columns = self.settings.scorer.score(samples.prompts, samples.texts) if self.settings.scorer else {}
+        return {**{key: float(value) for key, value in figures.items()}, **mean_columns({**rewards, **columns})}
+
+    @torch.no_grad()
+    def _logp(self, rollout: Rollout, policy: Policy) -> Tensor:
+        """Log-probability of every response token as (B, T), in length-sorted batches."""
+        device, out = policy.model.device, torch.zeros_like(rollout.mask)
+        max_tokens = batch_budget(self.settings.max_batch_tokens, device)
+        for indices in plan_batches([len(row.ids) for row in rollout.rows], max_tokens):
+            part = torch.zeros_like(out[indices])
+            with autocast(device, self.settings.dtype):
+                part[rollout.mask[indices].bool()] = policy.logp(pack([rollout.rows[i] for i in indices], device))
+            out[indices] = part
+        return out
+
+
+def mean_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    """Mean of each column over the responses it applies to; None where it applies to none."""
+    means: dict[str, float | None] = {}
+    for name, values in columns.items():
+        applies = [value for value in values if not np.isnan(value)]
+        means[name] = float(np.mean(applies)) if applies else None
+    return means
+
+
+def in_epochs(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
+    """Prompts without end: epoch after epoch, each in an order of its own."""
+    epoch = 0
+    while True:
+        for index in np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(len(prompts)).tolist():
+            yield prompts[index]
+        epoch += 1
