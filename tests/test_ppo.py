@@ -12,12 +12,15 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
 from cai.errors import ConfigError, DataError, ModelError
+from cai.models.documents import Documents
 from cai.models.loading import load_causal_lm
 from cai.records import digest_folder, read_rows, write_records
-from cai.rl.models import Policy, RewardModel, Row, ValueModel, pack, plan_batches, score_head
-from cai.rl.ppo import PPOTrainer, rate_factor
+from cai.rl.learner import rate_factor
+from cai.rl.models import Policy, RewardModel, Row, pack, plan_batches, score_head
+from cai.rl.ppo import PPOTrainer
 from cai.rl.rollout import sample_responses
 from cai.rl.settings import DIAGNOSTICS, PPOSettings
+from cai.rl.values import SharedValue, ValueModel
 from cai.stages.ppo import PPO, prompt_order
 from cai.types import Prompt, Turn
 
@@ -54,17 +57,21 @@ def trainer(
     *,
     reward_scale: float = 1.0,
     stop_ids: Sequence[int] = (END,),
+    ptx: Documents | None = None,
     **changes: Any,
 ) -> PPOTrainer:
     size, given = len(tiny_models.word_tokenizer()), settings(**changes)
+    policy = Policy(tiny_models.llama(size), temperature=given.temperature)
+    shared = given.value == "shared"
     return PPOTrainer(
-        policy=Policy(tiny_models.llama(size), temperature=given.temperature),
+        policy=policy,
         reference=Policy(tiny_models.llama(size), temperature=given.temperature),
-        value=value_model(folder),
+        value=SharedValue(policy, coefficient=given.value_coefficient) if shared else value_model(folder),
         reward=reward,
         reward_scale=reward_scale,
         stop_ids=stop_ids,
         settings=given,
+        ptx=ptx,
     )
 
 
@@ -178,8 +185,8 @@ def test_a_row_depends_on_its_own_seed_alone() -> None:
 def test_before_the_first_step_ratio_is_one_and_kl_zero(tmp_path: Path) -> None:
     update = trainer(tmp_path, count_of(8)).update(PROMPTS)
     figures = update.diagnostics
-    assert sorted(figures) == sorted(DIAGNOSTICS)
-    assert figures["approx_kl"] < 1e-10 and figures["clipfrac"] == 0 and figures["value_clipfrac"] == 0
+    assert sorted([*figures, "ptx_loss"]) == sorted(DIAGNOSTICS)
+    assert figures["first_approx_kl"] < 1e-10 and figures["clipfrac"] == 0 and figures["value_clipfrac"] == 0
     assert abs(figures["kl"]) < 1e-4 and figures["kl_k3"] < 1e-6
     # at ratio 1 the policy loss is minus the mean whitened advantage: 0
     assert abs(figures["policy_loss"]) < 1e-5
@@ -189,7 +196,7 @@ def test_before_the_first_step_ratio_is_one_and_kl_zero(tmp_path: Path) -> None:
 def test_each_minibatch_of_each_epoch_is_a_step(tmp_path: Path) -> None:
     made = trainer(tmp_path, count_of(8), batch_size=8, minibatch_size=2, num_epochs=3)
     made.update(PROMPTS * 2)
-    for optimizer in made._optimizers:
+    for optimizer in made.learner._optimizers:
         assert {int(state["step"]) for state in optimizer.state.values()} == {12}
 
 
@@ -200,7 +207,7 @@ def test_microbatches_do_not_change_the_update(max_batch_tokens: int, tmp_path: 
     def gradients(size: int) -> Tensor:
         sizes = {"max_batch_tokens": size, "minibatch_size": 8, "batch_size": 8}
         made = trainer(tmp_path, count_of(8), learning_rate=1.0, value_learning_rate=1.0, **sizes)
-        made._optimizers = [torch.optim.SGD(o.param_groups[0]["params"]) for o in made._optimizers]
+        made.learner._optimizers = [torch.optim.SGD(o.param_groups[0]["params"]) for o in made.learner._optimizers]
         before = weights(made.policy.model), weights(made.value.model)
         made.update(PROMPTS * 2)
         return torch.cat([weights(made.policy.model) - before[0], weights(made.value.model) - before[1]])
@@ -337,8 +344,8 @@ class Lengths:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, tokenizer = tmp_path_factory.mktemp("inputs"), tiny_models.word_tokenizer()
     tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, folder / "sft" / "model")
-    reward = RewardModel.from_language_model(folder / "sft" / "model", seed=5)
-    reward.offset, reward.std = 0.25, 0.5
+    plain = RewardModel.from_language_model(folder / "sft" / "model", seed=5)
+    reward = RewardModel(plain.model, plain.tokenizer, offset=0.25, std=0.5)
     reward.save(folder / "reward" / "model")
     prompts = [
         Prompt(id=f"p{i}", turns=(Turn("user", " ".join(tiny_models.WORDS[i : i + 3 + i % 3])),), tags=tags)
@@ -361,8 +368,8 @@ def test_the_stage_writes_a_policy_and_its_curve(inputs: dict[str, Path], tmp_pa
     assert set(curve[0]) == {
         "update", "score_mean", "score_std", "objective", "kl", "kl_per_token", "kl_k3", "entropy",
         "explained_variance", "num_response_tokens", "eos_rate", "beta", "policy_loss", "value_loss", "clipfrac",
-        "value_clipfrac", "approx_kl", "policy_grad_norm", "value_grad_norm", "learning_rate", "words", "benign_words",
-        "never",
+        "value_clipfrac", "approx_kl", "first_approx_kl", "num_steps", "policy_grad_norm", "value_grad_norm",
+        "learning_rate", "words", "benign_words", "never",
     }  # fmt: skip
     assert abs(curve[0]["kl"]) < 1e-4 < abs(curve[-1]["kl"]) and curve[0]["never"] is None
     assert curve[0]["words"] > 0 and curve[0]["benign_words"] != curve[0]["words"]
@@ -398,7 +405,11 @@ def test_prompts_come_round_in_epochs() -> None:
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     again = prompt_order(7, seed=0)
-    assert [next(again) for _ in range(21)] == [i for epoch in epochs for i in epoch]
+    whole = [i for epoch in epochs for i in epoch]
+    assert [next(again) for _ in range(21)] == whole
+    for skip in (0, 3, 7, 16):
+        later = prompt_order(7, seed=0, skip=skip)
+        assert [next(later) for _ in range(21 - skip)] == whole[skip:]
 
 
 def test_errors(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 __all__ = [
+    "adapted_beta",
     "bradley_terry_loss",
     "explained_variance",
     "gae",
@@ -75,6 +76,14 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return torch.expm1(-log_ratio) + log_ratio
 
 
+def adapted_beta(beta: float, kl: float, target: float, num_episodes: int, horizon: int) -> float:
+    """The next weight of the KL penalty, `beta * (1 + e * n / horizon)` with `e = clip(kl / target - 1, -0.2, 0.2)`
+    (Ziegler et al. 2019, section 2.2). `kl` and `target` in nats per response; n = `num_episodes` since the last call.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * num_episodes / horizon)
+
+
 def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
     """Reward of every token: `-beta * kl_t`, plus the score at the last one (Ziegler et al. 2019, section 2.1).
 
@@ -131,14 +140,19 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return 1 - masked_mean((values - returns) ** 2, mask) / (masked_var(returns, mask) + 1e-8)
 
 
-def bradley_terry_loss(rewards: Tensor, first: Tensor, second: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+def bradley_terry_loss(
+    rewards: Tensor, first: Tensor, second: Tensor, p: Tensor, weight: Tensor, margin: Tensor | float = 0.0
+) -> Tensor:
     """Bradley-Terry loss with soft labels over groups of responses: a scalar, the weighted mean over pairs of
-    `-(p log sigmoid(d) + (1 - p) log sigmoid(-d))` with `d = r_first - r_second`.
+    `-(p log sigmoid(d - m) + (1 - p) log sigmoid(-d - m))` with `d = r_first - r_second`.
 
     `rewards` (N) flat over all prompts; `first`, `second` (P) index into them; `p` (P) is the probability that `first`
     is preferred; `weight` (P) is 1 / C(K, 2) for a prompt with K responses (InstructGPT eq. 1), so that every prompt
-    counts once. With p = 1 this is `-log sigmoid(r_w - r_l)`; its optimum is d = logit p.
+    counts once. With p = 1 and m = 0 this is `-log sigmoid(r_w - r_l)`; its optimum is d = logit p.
+
+    `margin` (P) is what the preferred response, whichever it is, has to be ahead by (Llama 2, Touvron et al. 2023,
+    eq. 2): a soft label takes the mean of its two verdicts' losses, so that at p = 1/2 the optimum stays d = 0.
     """
     delta = (rewards[first] - rewards[second]).float()
-    losses = -(p * logsigmoid(delta) + (1 - p) * logsigmoid(-delta))
+    losses = -(p * logsigmoid(delta - margin) + (1 - p) * logsigmoid(-delta - margin))
     return (weight * losses).sum() / weight.sum()

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cai.errors import ModelError
+from cai.errors import ModelError, unknown
 from cai.models.digest import check_scorable
 from cai.models.loading import encode_dialogue, end_of_turn_id, load_tokenizer, quiet, save_model, torch_dtype
 from cai.records import from_json, read_json, to_json, write_json
 from cai.rl.losses import selective_log_softmax
+from cai.rl.reward_scores import Constants, Head, ensemble_scores, pool_rewards
 from cai.types import Prompt
 
 __all__ = [
@@ -30,24 +31,16 @@ __all__ = [
     "Policy",
     "RewardModel",
     "Row",
-    "ValueModel",
     "autocast",
     "batch_budget",
     "pack",
     "plan_batches",
     "score_head",
+    "trunk",
 ]
 
 REWARD_FILE = "reward.json"
 _CPU_TOKENS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Constants:
-    """What `reward.json` holds."""
-
-    offset: float
-    std: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +98,7 @@ def autocast(device: torch.device | str, dtype: str) -> AbstractContextManager[A
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def _trunk(model: PreTrainedModel, batch: Packed) -> Tensor:
+def trunk(model: PreTrainedModel, batch: Packed) -> Tensor:
     """Last hidden states, (B, L, D)."""
     hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
     return hidden
@@ -117,17 +110,20 @@ class Policy:
     def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0) -> None:
         self.model = model.train(False)  # no dropout in any network: the first minibatch's ratio must be 1
         self.temperature = temperature
-        self._own_head = _head_is_plain(model)
+        self.has_plain_head = _head_is_plain(model)
 
     def logp(self, batch: Packed) -> Tensor:
         """Log-probability of every response token, (M), row by row; logits are made for those positions alone."""
-        if self._own_head:
-            logits = _output_head(self.model)(_trunk(self.model, batch)[batch.predicts])
-        else:  # the architecture does more to logits than the matrix product: let it, at the columns that matter
-            columns = batch.predicts.any(0).nonzero().squeeze(1)
-            output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
-            logits = output.logits[batch.predicts[:, columns]]
-        return selective_log_softmax(logits, batch.targets, self.temperature)
+        if self.has_plain_head:
+            return self.logp_of(trunk(self.model, batch)[batch.predicts], batch)
+        # The architecture does more to logits than the matrix product: let it, at the columns that matter.
+        columns = batch.predicts.any(0).nonzero().squeeze(1)
+        output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
+        return selective_log_softmax(output.logits[batch.predicts[:, columns]], batch.targets, self.temperature)
+
+    def logp_of(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """The same from the trunk's states (M, D) before every response token, where the output head is plain."""
+        return selective_log_softmax(_output_head(self.model)(hidden), batch.targets, self.temperature)
 
 
 @torch.no_grad()
@@ -163,23 +159,41 @@ def _load_scalar(path: Path | str, dtype: str, device: str) -> PreTrainedModel:
 
 
 class RewardModel:
-    """A scalar head on a language model's trunk: score = head(hidden state of the last token) + offset.
+    """A scalar head on a language model's trunk: score = gain * (head(hidden state of the last token) + offset).
 
-    The offset (demonstrations score 0 on average, InstructGPT section 3.2) is kept in `reward.json` beside the Hugging
-    Face files, because the head of a sequence classification model has no bias: one added to it would be lost on
-    reload. `std` is the spread of scores over the SFT policy's own samples, for whoever wants rewards of unit scale.
+    Offset (demonstrations score 0 on average, InstructGPT section 3.2) and gain are kept in `reward.json` beside the
+    Hugging Face files, because the head of a sequence classification model has no bias: one added to it would be lost
+    on reload. `cai.rl.reward_scores` has what else is in there, and how the models of an ensemble make one score.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, offset: float = 0.0, std: float = 1.0
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        others: Sequence[PreTrainedModel] = (),
+        **constants: Any,
     ) -> None:
+        """`others` are the other models of an ensemble, `constants` the fields of `reward_scores.Constants`."""
         self.model = model
+        self.others = list(others)
         self.tokenizer = tokenizer
-        self.offset = offset
-        self.std = std
+        self.constants = Constants(**constants)
+
+    @property
+    def offset(self) -> float:
+        """Added to the first model's output."""
+        return self.constants.offset
+
+    @property
+    def std(self) -> float:
+        """Spread of the scores over the SFT policy's own samples, for whoever wants rewards of unit scale."""
+        return self.constants.std
 
     @classmethod
-    def from_language_model(cls, path: Path | str, *, seed: int, device: str = "cpu") -> Self:
+    def from_language_model(
+        cls, path: Path | str, *, seed: int, device: str = "cpu", head: Head = "last", pessimism: float = 0.0
+    ) -> Self:
         """The trunk of a causal language model with a new head, drawn from N(0, 1 / (d + 1)) (Stiennon et al. 2020,
         appendix B; the root that the paper's formula lacks is in their code). ModelError for a type of model that
         transformers has no sequence classification for.
@@ -195,7 +209,7 @@ class RewardModel:
         # end-of-turn token, which it is in a tokenizer without a padding token of its own.
         spare = [i for i in (tokenizer.pad_token_id, 0, 1) if i is not None and i != end_of_turn_id(tokenizer)]
         model.config.get_text_config().pad_token_id = spare[0]
-        return cls(model.to(torch.device(device)), tokenizer)  # type: ignore[arg-type]
+        return cls(model.to(torch.device(device)), tokenizer, head=head, pessimism=pessimism)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> Self:
@@ -204,13 +218,21 @@ class RewardModel:
         if not path.is_file():
             raise ModelError(f"{folder}: no {REWARD_FILE}: not a reward model of the reward stage")
         constants = from_json(Constants, read_json(path), str(path))
-        model = _load_scalar(folder, dtype, device)
-        return cls(model, load_tokenizer(folder), offset=constants.offset, std=constants.std)
+        if constants.head not in get_args(Head):
+            raise ModelError(f"{path}: {unknown('head', constants.head, get_args(Head))}")
+        others = [
+            _load_scalar(_member(folder, number), dtype, device) for number, _ in enumerate(constants.other_offsets, 2)
+        ]
+        reward = cls(_load_scalar(folder, dtype, device), load_tokenizer(folder), others=others)
+        reward.constants = constants
+        return reward
 
     def save(self, folder: Path) -> None:
-        """Write the Hugging Face files and `reward.json`."""
+        """Write the Hugging Face files and `reward.json`; the other models of an ensemble go into member-2/, ..."""
         save_model(self.model, self.tokenizer, folder)
-        write_json(folder / REWARD_FILE, to_json(Constants(self.offset, self.std)))
+        for number, model in enumerate(self.others, 2):
+            save_model(model, self.tokenizer, _member(folder, number))
+        write_json(folder / REWARD_FILE, to_json(self.constants))
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Row]:
         """Prompt and response, closed by the end-of-turn token, as token ids."""
@@ -221,31 +243,32 @@ class RewardModel:
         """Score of each response, (len(prompts)), float32 on the CPU."""
         return self.score_rows(self.encode(prompts, responses), max_batch_tokens=max_batch_tokens)
 
-    @torch.no_grad()
     def score_rows(self, rows: Sequence[Row], *, max_batch_tokens: int = 16384) -> Tensor:
-        """Score of each row, read at its last token, (len(rows)), float32 on the CPU."""
-        scores = torch.empty(len(rows))
+        """Score of each row, (len(rows)), float32 on the CPU."""
+        return ensemble_scores(self.raw_scores(rows, max_batch_tokens=max_batch_tokens), self.constants)
+
+    @torch.no_grad()
+    def raw_scores(self, rows: Sequence[Row], *, max_batch_tokens: int = 16384) -> Tensor:
+        """What the head of each model gives each row, (models, len(rows)), float32 on the CPU: the first model's and
+        then the others' outputs before offset and gain.
+        """
+        scores = torch.empty(1 + len(self.others), len(rows))
         device = self.model.device
         for indices in plan_batches([len(row.ids) for row in rows], batch_budget(max_batch_tokens, device)):
             batch = pack([rows[i] for i in indices], device)
-            last = _trunk(self.model, batch)[torch.arange(len(indices), device=device), batch.last]
-            scores[indices] = score_head(self.model)(last).squeeze(-1).float().cpu()
-        return scores + self.offset
+            for number, model in enumerate((self.model, *self.others)):
+                scores[number, indices] = self._outputs(model, batch).float().cpu()
+        return scores
+
+    def _outputs(self, model: PreTrainedModel, batch: Packed) -> Tensor:
+        hidden = trunk(model, batch)
+        if self.constants.head == "last":  # the head at one token per row is enough
+            last = hidden[torch.arange(len(batch.last), device=batch.last.device), batch.last]
+            return cast(Tensor, score_head(model)(last).squeeze(-1))
+        response = torch.roll(batch.predicts, 1, dims=1)  # the tokens themselves, not the positions before them
+        return pool_rewards(score_head(model)(hidden).squeeze(-1), response, cast(Head, self.constants.head))
 
 
-class ValueModel:
-    """The expected scaled score given a prefix: `(head(hidden) + offset) * scale`, starting as the reward model.
-
-    It is a network of its own, so that value gradients cannot damage the policy (Stiennon et al. 2020, appendix B).
-    """
-
-    def __init__(self, model: PreTrainedModel, *, offset: float, scale: float) -> None:
-        self.model = model.train(False)
-        self.offset = offset
-        self.scale = scale
-
-    def values(self, batch: Packed) -> Tensor:
-        """Value of the prefix before every response token, (M), row by row, float32."""
-        hidden = _trunk(self.model, batch)[batch.predicts]
-        values: Tensor = (score_head(self.model)(hidden).squeeze(-1).float() + self.offset) * self.scale
-        return values
+def _member(folder: Path | str, number: int) -> Path:
+    """Where the models of an ensemble are, after the first."""
+    return Path(folder) / f"member-{number}"

@@ -1,4 +1,4 @@
-"""Sampling the responses of one PPO update."""
+"""Sampling the responses of one PPO update, and what becomes of them."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from cai.models.decoding import Decoded, sample
 from cai.rl.models import Policy, Row, plan_batches
 
-__all__ = ["Rollout", "sample_responses"]
+__all__ = ["Rollout", "Update", "sample_responses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,22 @@ class Rollout:
         """The rows, with `eos_id` at the end of those that were cut off."""
         ends = ([] if done else [eos_id] for done in self.finished.tolist())
         return [Row(row.ids + end, row.num_prompt) for row, end in zip(self.rows, ends, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update saw and learnt. `scores` (B) are the reward's own, before scaling and penalty; the rest is
+    (B, T) and 0 on padding: reference log-probs, values at rollout, whitened advantages, and returns.
+    """
+
+    rollout: Rollout
+    scores: Tensor
+    logp_ref: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    objective: Tensor
+    diagnostics: dict[str, float]
 
 
 def sample_responses(

@@ -16,7 +16,7 @@ DType = Literal["float32", "bfloat16"]
 DIAGNOSTICS: Final = (
     *("score_mean", "score_std", "objective", "kl", "kl_per_token", "kl_k3", "entropy", "explained_variance"),
     *("num_response_tokens", "eos_rate", "beta", "learning_rate", "policy_loss", "value_loss", "clipfrac"),
-    *("value_clipfrac", "approx_kl", "policy_grad_norm", "value_grad_norm"),
+    *("value_clipfrac", "approx_kl", "first_approx_kl", "num_steps", "policy_grad_norm", "value_grad_norm", "ptx_loss"),
 )
 
 
@@ -89,10 +89,16 @@ class PPOSettings:
 
     An update samples `batch_size` responses of at most `max_new_tokens` at `temperature` and learns from them in
     `num_epochs` passes of minibatches. `beta` weighs the KL to the reference in rewards of unit spread (see
-    `scale_rewards`), `clip` and `value_clip` bound the steps, `lam` is GAE's lambda. `missing_eos_penalty` is
-    subtracted from the scaled score of a response that was cut off. Learning rates warm up over `num_warmup_updates`,
-    then fall linearly to 0 or stay. `max_batch_tokens` bounds a pass (rows x longest row) of scoring or training, which
-    takes no more than 1,024 on a CPU; sampling, which keeps no activations, takes 8 times as many.
+    `scale_rewards`), by the estimator `penalty`; with a `kl_target` (nats per response) it is only the first one and
+    adapts over `kl_horizon` responses. `clip` and `value_clip` bound the steps, `lam` is GAE's lambda; an update's
+    steps end early when a minibatch is `stop_kl` nats per token away from the rollout. Scaled scores are clipped to
+    +-`score_clip`; `missing_eos_penalty` is then subtracted where a response was cut off. Learning rates warm up over
+    `num_warmup_updates`, then fall linearly to 0 or stay; `tf_adam` puts Adam's epsilon where TensorFlow has it, which
+    makes the first steps smaller. `value` is a network of its own that starts as the reward model, or a head on the
+    policy's trunk whose loss counts `value_coefficient`. `ptx_coefficient` weighs the gradient of the mean loss on
+    `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
+    longest row) of scoring or training, which takes no more than 1,024 on a CPU; sampling, which keeps no activations,
+    takes 8 times as many.
 
     `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
     (Ziegler et al. 2019 normalise likewise): soft labels give a reward model of small spread, hard ones of large, and
@@ -117,6 +123,16 @@ class PPOSettings:
     temperature: float = 1.0
     missing_eos_penalty: float = 1.0
     scale_rewards: bool = True
+    score_clip: float | None = None
+    penalty: Literal["k1", "k3"] = "k1"
+    kl_target: float | None = None
+    kl_horizon: int = 10_000
+    stop_kl: float | None = None
+    tf_adam: bool = False
+    value: Literal["reward_model", "shared"] = "reward_model"
+    value_coefficient: float = 0.1
+    ptx_coefficient: float = 0.0
+    ptx_tokens: int = 1024
     max_batch_tokens: int = 16384
     device: str = "auto"
     dtype: DType = "float32"
@@ -124,10 +140,16 @@ class PPOSettings:
     def __post_init__(self) -> None:
         sizes = ("num_updates", "batch_size", "minibatch_size", "num_epochs", "max_new_tokens", "max_batch_tokens")
         rates = ("learning_rate", "value_learning_rate", "max_grad_norm", "clip", "value_clip", "temperature")
-        _check(self, sizes + rates, ("beta", "lam", "num_warmup_updates", "missing_eos_penalty"))
+        set_ones = tuple(n for n in ("score_clip", "kl_target", "stop_kl") if getattr(self, n) is not None)
+        positive = (*sizes, *rates, *set_ones, "kl_horizon", "value_coefficient", "ptx_tokens")
+        _check(self, positive, ("beta", "lam", "num_warmup_updates", "missing_eos_penalty", "ptx_coefficient"))
+        if self.kl_target is not None and self.beta == 0:
+            raise ConfigError(f"kl_target: beta adapts from where it starts, which must be above 0, got {self.beta}")
         if self.lam > 1:
             raise ConfigError(f"lam: must be at most 1, got {self.lam!r}")
         _divides("minibatch_size", self.minibatch_size, "batch_size", self.batch_size)
+        _one_of("penalty", self.penalty, ("k1", "k3"))
+        _one_of("value", self.value, ("reward_model", "shared"))
         _one_of("schedule", self.schedule, ("linear", "constant"))
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
         check_device(self.device)

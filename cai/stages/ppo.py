@@ -1,13 +1,15 @@
 """Stage rl: PPO against the reward model, with a KL penalty to SL-CAI (InstructGPT section 3.5)."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from cai.errors import ConfigError, DataError
+from cai.errors import ConfigError, DataError, unknown
+from cai.models.documents import Documents
 from cai.progress import progress
-from cai.records import read_records, seed_of, write_rows
+from cai.records import read_records, seed_of, write_json, write_rows
 from cai.rl.settings import DIAGNOSTICS, PPOSettings
 from cai.scorers import Scorer
 from cai.types import Prompt
@@ -15,127 +17,226 @@ from cai.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from cai.rl.ppo import PPOTrainer, Update
+    from cai.rl.ppo import PPOTrainer
+    from cai.rl.rollout import Rollout
 
-__all__ = ["PPO"]
+__all__ = ["PPO", "prompt_order"]
+
+_CHECKPOINTS: Final = "checkpoints.journal"  # the store drops what ends so
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPO(PPOSettings):
-    """Writes model/ (Hugging Face format) and curve.jsonl (a row per update: what `cai.rl.ppo` reports, and the mean of
-    each of the scorer's columns over the update's responses).
+    """Writes model/ (Hugging Face format), curve.jsonl (a row per update: what `cai.rl.ppo` reports, and the mean of
+    each of the scorer's columns over the update's responses) and ppo.json (warnings, and which update was kept).
 
-    `scorer` measures the responses and teaches nothing. What the other settings mean is told by
+    `scorer` measures the responses and teaches nothing. `ptx` are the documents of PPO-ptx. Every `validate_every`
+    updates, `num_validation` prompts that nothing is learnt from are answered and measured as `validation_*`; with
+    `select_by`, one of those columns (or `score_mean`), the policy that was best in it is kept and not the last one.
+    Every `checkpoint_every` updates give a point to go on from. What the other settings mean is told by
     `cai.rl.settings.PPOSettings`.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     scorer: Scorer | None = None
+    ptx: Documents | None = None
+    validate_every: int = 0
+    num_validation: int = 64
+    select_by: str | None = None
+    checkpoint_every: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if taken := {"update", *DIAGNOSTICS} & set(self.scorer.columns if self.scorer else ()):
+        columns = self.scorer.columns if self.scorer else ()
+        if taken := {"update", *DIAGNOSTICS} & set(columns):
             raise ConfigError(f"scorer: column {min(taken)!r} has the name of a diagnostic of PPO")
+        if self.ptx_coefficient and self.ptx is None:
+            raise ConfigError(f"ptx: ptx_coefficient is {self.ptx_coefficient}, but there are no documents to mix in")
+        for name in ("validate_every", "num_validation", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        if self.select_by is not None:
+            if self.select_by not in ("score_mean", *columns):
+                raise ConfigError(f"select_by: {unknown('column', self.select_by, ('score_mean', *columns))}")
+            if not (self.validate_every and self.num_validation):
+                raise ConfigError("select_by: needs validate_every and num_validation above 0 to choose from")
 
     def texts(self) -> dict[str, str]:
-        """What the scorer depends on; models and prompts are inputs."""
-        return self.scorer.texts() if self.scorer else {}
+        """What the scorer and the documents depend on; models and prompts are inputs."""
+        return (self.scorer.texts() if self.scorer else {}) | (self.ptx.texts() if self.ptx else {})
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
-        from cai.models.loading import encode_dialogue, load_tokenizer, save_model
+        from cai.models.loading import save_model
 
-        path = inputs["data"] / "rl.jsonl"
-        prompts = read_records(path, Prompt)
-        if not prompts:
-            raise DataError(f"{path}: no prompts to learn from")
-        tokenizer = load_tokenizer(inputs["sft"] / "model")
-        trainer = self._trainer(tokenizer, inputs)
-        ids = [encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts]
-        self._check_lengths(ids, trainer.policy.model.config, str(path))
-        order = prompt_order(len(prompts), self.seed)
-        curve: list[dict[str, Any]] = []
-        num_tokens = 0
-        with progress("ppo", total=self.num_updates, unit="updates") as bar:
-            for number in range(1, self.num_updates + 1):
-                drawn = [next(order) for _ in range(self.batch_size)]
-                update = trainer.update([ids[i] for i in drawn])
-                num_tokens += sum(len(row.ids) for row in update.rollout.rows)
-                measured = self._measure(tokenizer, [prompts[i] for i in drawn], update)
-                curve.append({"update": number, **update.diagnostics, **measured})
-                bar.advance(note=f"score {curve[-1]['score_mean']:.2f}, KL {curve[-1]['kl']:.2f}")
-        save_model(trainer.policy.model, tokenizer, output / "model")
-        write_rows(output / "curve.jsonl", curve)
+        run = _Run(self, inputs, output / _CHECKPOINTS)
+        run.go_on()
+        with progress("ppo", total=self.num_updates - len(run.curve), unit="updates") as bar:
+            while len(run.curve) < self.num_updates:
+                row = run.update()
+                bar.advance(note=f"score {row['score_mean']:.2f}, KL {row['kl']:.2f}")
+        kept = run.keep_best()
+        save_model(run.trainer.policy.model, run.tokenizer, output / "model")
+        write_rows(output / "curve.jsonl", run.curve)
+        write_json(output / "ppo.json", {"kept_update": kept, "warnings": run.warnings})
         # Forwards of policy, reference, reward and value; then both trained networks, forward and backward.
         passes = 2 * 4 + 2 * 6 * self.num_epochs
         return {
-            "score": curve[-1]["score_mean"],
-            "kl": curve[-1]["kl"],
+            "score": run.curve[-1]["score_mean"],
+            "kl": run.curve[-1]["kl"],
             "num_episodes": self.num_updates * self.batch_size,
-            "num_tokens": num_tokens,
-            "flops": float(passes * trainer.policy.model.num_parameters() * num_tokens),
+            "num_warnings": len(run.warnings),
+            "num_tokens": run.num_tokens,
+            "flops": float(passes * run.trainer.policy.model.num_parameters() * run.num_tokens),
         }
 
-    def _trainer(self, tokenizer: "PreTrainedTokenizerBase", inputs: Mapping[str, Path]) -> "PPOTrainer":
-        """Load the four networks: trained ones in float32, frozen ones in `dtype`."""
-        from cai.models.loading import end_of_turn_id, end_of_turn_ids, load_causal_lm, pick_device
-        from cai.rl.models import Policy, RewardModel, ValueModel
-        from cai.rl.ppo import PPOTrainer
 
-        device, dtype, temperature = pick_device(self.device), self.dtype, self.temperature
-        model = load_causal_lm(inputs["sft"] / "model", device=device)
-        frozen = load_causal_lm(inputs["sft"] / "model", dtype=dtype, device=device)
-        reward = RewardModel.load(inputs["reward"] / "model", dtype=dtype, device=device)
-        critic = RewardModel.load(inputs["reward"] / "model", device=device)
-        scale = 1 / reward.std if self.scale_rewards and reward.std > 0 else 1.0
-        end = end_of_turn_id(tokenizer)
-        return PPOTrainer(
-            policy=Policy(model, temperature=temperature),
-            reference=Policy(frozen, temperature=temperature),
-            value=ValueModel(critic.model, offset=critic.offset, scale=scale),
-            reward=lambda rows: reward.score_rows(rows, max_batch_tokens=self.max_batch_tokens),
-            reward_scale=scale,
-            stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
-            settings=self,
-        )
+class _Run:
+    """One call of the stage: the trainer, the prompts, and what has been seen so far."""
 
-    def _check_lengths(self, ids: Sequence[list[int]], config: "PreTrainedConfig", path: str) -> None:
-        """Raise DataError for a prompt that leaves no room for a response."""
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, ids))
-        if context is not None and longest + self.max_new_tokens > context:
-            raise DataError(
-                f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {self.max_new_tokens} is "
-                f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
-            )
+    def __init__(self, stage: PPO, inputs: Mapping[str, Path], checkpoints: Path) -> None:
+        from cai.models.loading import encode_dialogue, load_tokenizer
 
-    def _measure(
-        self, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], update: "Update"
-    ) -> dict[str, float | None]:
+        path = inputs["data"] / "rl.jsonl"
+        prompts = read_records(path, Prompt)
+        num_held = stage.num_validation if stage.validate_every else 0
+        if len(prompts) <= num_held:
+            wanted = f"; num_validation {num_held} are held out" if num_held else ""
+            raise DataError(f"{path}: {len(prompts) or 'no'} prompts to learn from{wanted}")
+        self.stage, self.checkpoints = stage, checkpoints
+        self.held, self.prompts = prompts[:num_held], prompts[num_held:]
+        self.tokenizer = load_tokenizer(inputs["sft"] / "model")
+        self.ids = {prompt.id: encode_dialogue(self.tokenizer, prompt.turns)[0] for prompt in prompts}
+        longest = max(map(len, self.ids.values()))
+        self.trainer = _trainer(stage, self.tokenizer, inputs, longest)
+        _check_lengths(stage, longest, self.trainer.policy.model.config, str(path))
+        self.curve: list[dict[str, Any]] = []
+        self.num_tokens = 0
+        self.warnings: dict[str, str] = {}
+        self.best: dict[str, Any] | None = None
+
+    def go_on(self) -> None:
+        """Take up the last whole checkpoint, if there is one."""
+        from cai.rl.checkpoints import load_latest
+
+        state = load_latest(self.checkpoints)
+        if state is not None:
+            self.trainer.load_state_dict(state["trainer"])
+            self.curve, self.num_tokens = state["curve"], state["num_tokens"]
+            self.warnings, self.best = state["warnings"], state["best"]
+
+    def update(self) -> dict[str, Any]:
+        """One update, with its row of the curve, warnings and checkpoint."""
+        from cai.rl.checkpoints import save
+        from cai.rl.diagnostics import warn
+
+        s, number = self.stage, len(self.curve) + 1
+        order = prompt_order(len(self.prompts), s.seed, skip=len(self.curve) * s.batch_size)
+        drawn = [self.prompts[next(order)] for _ in range(s.batch_size)]
+        update = self.trainer.update([self.ids[prompt.id] for prompt in drawn])
+        self.num_tokens += sum(len(row.ids) for row in update.rollout.rows)
+        measured = self._measure(drawn, update.rollout)
+        self.curve.append({"update": number, **update.diagnostics, **measured, **self._validate(number)})
+        for kind, text in warn(self.curve).items():
+            if kind not in self.warnings:
+                self.warnings[kind] = f"update {number}: {text}"
+                print(f"ppo: {self.warnings[kind]}", file=sys.stderr)
+        if s.checkpoint_every and number % s.checkpoint_every == 0 and number < s.num_updates:
+            state = {"trainer": self.trainer.state_dict(), "curve": self.curve, "num_tokens": self.num_tokens}
+            save(self.checkpoints, number, {**state, "warnings": self.warnings, "best": self.best})
+        return self.curve[-1]
+
+    def keep_best(self) -> int:
+        """Put back the weights of the best update by `select_by`; returns the number of the update that is kept."""
+        if self.best is None:
+            return len(self.curve)
+        self.trainer.policy.model.load_state_dict(self.best["policy"])
+        return int(self.best["update"])
+
+    def _validate(self, number: int) -> dict[str, float | None]:
+        """What the policy after update `number` does on the held-out prompts; remembers the best."""
+        s = self.stage
+        if not s.validate_every or (number % s.validate_every and number != s.num_updates):
+            return {}
+        rollout, scores = self.trainer.try_out([self.ids[prompt.id] for prompt in self.held])
+        figures = {"score_mean": float(scores.mean()), **self._measure(self.held, rollout)}
+        value = figures.get(s.select_by or "")
+        if value is not None and (self.best is None or value > self.best["value"]):
+            weights = {name: tensor.cpu().clone() for name, tensor in self.trainer.policy.model.state_dict().items()}
+            self.best = {"update": number, "value": value, "policy": weights}
+        return {f"validation_{name}": figure for name, figure in figures.items()}
+
+    def _measure(self, prompts: Sequence[Prompt], rollout: "Rollout") -> dict[str, float | None]:
         """Mean of each of the scorer's columns over the responses it applies to; None where it applies to none."""
-        if self.scorer is None:
+        if self.stage.scorer is None:
             return {}
         import numpy as np
 
-        ended = update.rollout.finished.tolist()
-        ids = [
-            row.ids[row.num_prompt : len(row.ids) - end] for row, end in zip(update.rollout.rows, ended, strict=True)
-        ]
-        texts = [str(tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
-        columns = self.scorer.score(prompts, texts)
+        ends = [len(row.ids) - done for row, done in zip(rollout.rows, rollout.finished.tolist(), strict=True)]
+        ids = [row.ids[row.num_prompt : end] for row, end in zip(rollout.rows, ends, strict=True)]
+        texts = [str(self.tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
         means = {}
-        for name, values in columns.items():
+        for name, values in self.stage.scorer.score(prompts, texts).items():
             applies = [value for value in values if not np.isnan(value)]
             means[name] = float(np.mean(applies)) if applies else None
         return means
 
 
-def prompt_order(num_prompts: int, seed: int) -> Iterator[int]:
-    """Indices of prompts without end: epoch after epoch, each in an order of its own."""
+def _trainer(
+    stage: PPO, tokenizer: "PreTrainedTokenizerBase", inputs: Mapping[str, Path], longest_prompt: int
+) -> "PPOTrainer":
+    """Load the networks: trained ones in float32, frozen ones in `dtype`."""
+    from cai.models.loading import end_of_turn_id, end_of_turn_ids, load_causal_lm, pick_device
+    from cai.rl.memory import budget, check_budget, free_bytes
+    from cai.rl.models import Policy, RewardModel, batch_budget
+    from cai.rl.ppo import PPOTrainer
+    from cai.rl.values import SharedValue, Value, ValueModel
+
+    device, dtype, temperature = pick_device(stage.device), stage.dtype, stage.temperature
+    free = free_bytes(device)
+    model = load_causal_lm(inputs["sft"] / "model", device=device)
+    sizes = {"longest_prompt": longest_prompt, "max_tokens": batch_budget(stage.max_batch_tokens, device)}
+    print(check_budget(budget(stage, model.config, model.num_parameters(), **sizes), free), file=sys.stderr)
+    frozen = load_causal_lm(inputs["sft"] / "model", dtype=dtype, device=device)
+    reward = RewardModel.load(inputs["reward"] / "model", dtype=dtype, device=device)
+    scale = 1 / reward.std if stage.scale_rewards and reward.std > 0 else 1.0
+    policy = Policy(model, temperature=temperature)
+    value: Value
+    if stage.value == "shared":
+        value = SharedValue(policy, coefficient=stage.value_coefficient)
+    else:
+        critic = RewardModel.load(inputs["reward"] / "model", device=device)
+        value = ValueModel(critic.model, offset=critic.offset, scale=scale)
+    end = end_of_turn_id(tokenizer)
+    return PPOTrainer(
+        policy=policy,
+        reference=Policy(frozen, temperature=temperature),
+        value=value,
+        reward=lambda rows: reward.score_rows(rows, max_batch_tokens=stage.max_batch_tokens),
+        reward_scale=scale,
+        stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
+        settings=stage,
+        ptx=stage.ptx,
+    )
+
+
+def _check_lengths(stage: PPO, longest: int, config: "PreTrainedConfig", path: str) -> None:
+    """Raise DataError for a prompt that leaves no room for a response."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest + stage.max_new_tokens > context:
+        raise DataError(
+            f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {stage.max_new_tokens} is "
+            f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
+        )
+
+
+def prompt_order(num_prompts: int, seed: int, skip: int = 0) -> Iterator[int]:
+    """Indices of prompts without end, from number `skip` on: epoch after epoch, each in an order of its own."""
     import numpy as np
 
-    epoch = 0
+    epoch, start = divmod(skip, num_prompts)
     while True:
-        yield from np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(num_prompts).tolist()
-        epoch += 1
+        order = np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(num_prompts).tolist()
+        yield from order[start:]
+        epoch, start = epoch + 1, 0

@@ -12,13 +12,14 @@ import random
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from cai.errors import ConfigError, ModelError
+from cai.models.documents import Document, Documents
 from cai.progress import progress
 from cai.records import read_json, write_json, write_rows
 
@@ -27,42 +28,20 @@ if TYPE_CHECKING:
 
     from cai.models.pretraining import Trainer
 
-__all__ = ["Document", "DocumentSource", "Pretrain"]
+__all__ = ["DocumentSource", "Pretrain"]
 
 _CHECKPOINT: Final = "checkpoint.journal"  # the store drops journals from what it keeps
 _CHUNK: Final = 40  # updates whose documents are drawn together, to batch by length
 
 
-class Document(Protocol):
-    """A document of some kind as token ids, with the weight of each token's loss."""
-
-    @property
-    def kind(self) -> str:
-        """What curves call it."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Tokens."""
-
-    @property
-    def weights(self) -> list[float]:
-        """As many as there are tokens."""
-
-
-class DocumentSource(Protocol):
+class DocumentSource(Documents, Protocol):
     """Where documents come from, what tokens they are made of, and how to try a model trained on them."""
-
-    def documents(self, seed: str, progress: float, num_tokens: int) -> Sequence[Document]:
-        """Documents of about `num_tokens` tokens for this point (0 to 1) of the training; same arguments, same list."""
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the ids."""
 
     def probe(self, model: "LlamaForCausalLM", seed: int) -> dict[str, float]:
         """A quick look at what the model can do, as figures for the curve."""
-
-    def texts(self) -> dict[str, str]:
-        """Hashes of what documents are made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
