@@ -44,3 +44,22 @@ def test_the_temperature_of_scaled_logits_is_found(temperature: float) -> None:
 
 def test_temperature_of_wrong_predictions_is_the_upper_bound() -> None:
     assert calibration.fit_temperature(np.array([1.0, 2.0]), np.array([0.0, 0.0])) == pytest.approx(100.0, rel=1e-6)
+
+
+def test_calibration_divides_by_the_temperature_of_the_other_half() -> None:
+    delta, target = np.array([2.0, 4.0, 2.0, 6.0]), np.array([0.7, 0.9, 0.6, 0.8])
+    groups = ["a", "b", "a", "b"]
+    odd, even = (
+        calibration.fit_temperature(delta[1::2], target[1::2]),
+        calibration.fit_temperature(delta[::2], target[::2]),
+    )
+    expected = delta / np.array([odd, even, odd, even])
+    assert calibration.calibrated(delta, target, groups) == pytest.approx(expected)
+    assert calibration.calibrated(delta, target, ["a"] * 4) == pytest.approx(delta)  # nothing to learn it from
+
+
+def test_calibration_helps_an_over_confident_model_on_pairs_it_was_not_fitted_on() -> None:
+    logits = np.random.default_rng(0).normal(size=400)
+    target, groups = 1 / (1 + np.exp(-logits)), [str(i) for i in range(400)]
+    after = calibration.calibrated(4 * logits, target, groups)
+    assert calibration.log_loss(after, target) == pytest.approx(calibration.log_loss(logits, target), rel=1e-3)

@@ -229,3 +229,51 @@ def test_k_wise_groups_equal_exploded_pairs_and_prompts_count_once() -> None:
         float(one_pair(float(rewards[i] - rewards[j]), float(q))) for i, j, q in zip(first, second, p, strict=True)
     ]
     assert close(loss, (sum(singles[:3]) / 3 + singles[3]) / 2)
+
+
+def test_k_wise_gradients_equal_those_of_exploded_pairs() -> None:
+    """Three responses scored once, or once for each pair that they are in: the network's gradient is the same."""
+    states = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    first, second = torch.tensor([0, 0, 1, 3]), torch.tensor([1, 2, 2, 4])
+    p, weight = torch.tensor([0.9, 0.2, 1.0, 0.0]), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0])
+    gradients = []
+    for rows, i, j in (
+        (states, first, second),
+        (torch.cat([states[first], states[second]]), torch.arange(4), torch.arange(4, 8)),
+    ):
+        head = torch.full((4,), 0.3, requires_grad=True)
+        loss = losses.bradley_terry_loss(torch.tanh(rows @ head), i, j, p, weight)
+        gradients.append(torch.autograd.grad(loss, head)[0])
+    assert float(gradients[0].norm()) > 0.01
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-6
+
+
+def test_soft_labels_of_zero_and_one_are_hard_ones() -> None:
+    delta = torch.linspace(-3, 3, 13)
+    for p, sign in ((1.0, 1.0), (0.0, -1.0)):
+        rewards = torch.cat([delta, torch.zeros(13)]).requires_grad_()
+        pairs = (torch.arange(13), torch.arange(13, 26), torch.full((13,), p), torch.ones(13))
+        soft = losses.bradley_terry_loss(rewards, *pairs)
+        hard = -torch.nn.functional.logsigmoid(sign * (rewards[:13] - rewards[13:])).mean()
+        assert close(soft, hard)
+        assert close(*(torch.autograd.grad(loss, rewards)[0] for loss in (soft, hard)))
+
+
+def test_a_margin_by_hand() -> None:
+    """Llama 2, eq. 2: -log sigmoid(r_w - r_l - m); a soft label takes the mean of its two verdicts."""
+
+    def loss(delta: float, p: float, margin: float) -> Tensor:
+        pair = (torch.tensor([0]), torch.tensor([1]), torch.tensor([p]), torch.tensor([1.0]))
+        return losses.bradley_terry_loss(torch.tensor([delta, 0.0]), *pair, torch.tensor([margin]))
+
+    assert close(loss(2.0, 1.0, 0.5), math.log(1 + math.exp(-1.5)))
+    assert close(loss(2.0, 0.0, 0.5), math.log(1 + math.exp(2.5)))
+    assert close(loss(2.0, 0.3, 0.5), 0.3 * math.log(1 + math.exp(-1.5)) + 0.7 * math.log(1 + math.exp(2.5)))
+    assert loss(0.7, 0.3, 0.0) == one_pair(0.7, 0.3)  # no margin: the same bits
+    assert loss(0.1, 0.5, 1.0) > loss(0.0, 0.5, 1.0) < loss(-0.1, 0.5, 1.0)
+
+
+def test_label_weights_are_relative() -> None:
+    rewards, pairs = torch.tensor([1.0, 0.0, 2.0]), (torch.tensor([0, 0]), torch.tensor([1, 2]), torch.ones(2))
+    loss = losses.bradley_terry_loss(rewards, *pairs, torch.tensor([3.0, 1.0]))
+    assert close(loss, (3 * math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1))) / 4)

@@ -176,6 +176,22 @@ def test_a_damaged_checkpoint_is_said_and_the_bytes_are_the_same(
     assert digests(tmp_path) == whole[stage]
 
 
+def test_a_kill_in_the_second_model_of_an_ensemble(inputs: Path, tmp_path: Path) -> None:
+    ensemble = {"num_models": 2, "pessimism": 1.0}
+    run("reward", inputs, tmp_path / "whole", every=0, **ensemble)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("cai.stages.reward.write_rows", lambda path, _: path.name != "curve-2.jsonl" or kill())
+        run("reward", inputs, tmp_path / "again", **ensemble)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(1, patch)  # neither is trained again
+        run("reward", inputs, tmp_path / "again", **ensemble)
+    assert digests(tmp_path / "again") == digests(tmp_path / "whole")
+
+
+def kill() -> None:
+    raise Killed
+
+
 def test_a_training_of_few_steps_saves_nothing(inputs: Path, tmp_path: Path) -> None:
     run("reward", inputs, tmp_path, every=100, num_epochs=1)
     assert not list(tmp_path.glob("*.journal"))

@@ -15,8 +15,10 @@ from cai.datasets.splits import held_out
 from cai.errors import ConfigError, DataError, ModelError
 from cai.models.loading import load_tokenizer
 from cai.records import digest_folder, read_json, read_rows, write_records
+from cai.rl.calibration import calibrated, fit_temperature, log_loss
 from cai.rl.losses import bradley_terry_loss
 from cai.rl.models import RewardModel, Row, score_head
+from cai.rl.reward_scores import Constants
 from cai.rl.settings import TrainingSettings
 from cai.rl.trainers import Group, collate_groups, train_reward
 from cai.stages.reward import Reward
@@ -158,14 +160,98 @@ def test_errors_name_the_file(sft: Path, tmp_path: Path) -> None:
         ((), "has no pairs"),
         ((Pair(0, 5, 1.0),), "has the pair"),
         ((Pair(0, 1, 1.5),), "has the pair"),
+        ((Pair(0, 1, 1.0, weight=0.0),), "has the pair"),
+        ((Pair(0, 1, 1.0, margin=-1.0),), "has the pair"),
     ):
         broken = [*PREFERENCES[:3], replace(PREFERENCES[3], pairs=pairs)]
         with pytest.raises(DataError, match=rf"preferences\.jsonl: preference 'c3' {problem}"):
-            run(sft, tmp_path / problem / str(len(pairs) and pairs[0].p), broken)
+            run(sft, tmp_path / f"{problem} {pairs}", broken)
     with pytest.raises(ConfigError, match="held_out_share: must be between 0 and 1"):
         Reward(seed=0, held_out_share=1.0)
     with pytest.raises(ModelError, match=r"no reward\.json"):
         RewardModel.load(sft / "model")
+
+
+def test_the_temperature_is_kept_and_is_not_in_the_scores(trained: tuple[Path, dict[str, float]]) -> None:
+    folder, _ = trained
+    metrics, rows = read_json(folder / "metrics.json"), read_rows(folder / "held_out.jsonl")
+    delta, target = (np.array([row[key] for row in rows]) for key in ("delta", "p"))
+    temperature = RewardModel.load(folder / "model").constants.temperature
+    assert temperature == metrics["temperature"] == fit_temperature(delta, target) != 1.0
+    after = calibrated(delta, target, [row["prompt_id"] for row in rows])
+    assert metrics["calibrated_log_loss"] == log_loss(after, target) and metrics["log_loss"] == log_loss(delta, target)
+    assert 0 <= metrics["calibrated_ece"] < 1
+
+
+def test_an_ensemble_with_a_gain_survives_a_reload(sft: Path, tmp_path: Path) -> None:
+    facts = run(sft, tmp_path, num_epochs=1, num_models=3, pessimism=0.5, normalise="gain_and_bias")
+    folder = tmp_path / "out" / "model"
+    reward = RewardModel.load(folder)
+    constants = reward.constants
+    assert len(reward.others) == 2 and constants.pessimism == 0.5 and constants.gain != 1.0 == reward.std
+    # each folder is a plain model of transformers, with weights of its own
+    folders = [folder, folder / "member-2", folder / "member-3"]
+    plain = [AutoModelForSequenceClassification.from_pretrained(path) for path in folders]
+    (row,) = reward.encode([prompt(1)], [ANSWERS[0]])
+    with torch.no_grad():
+        raw = [float(model(torch.tensor([row.ids])).logits) for model in plain]
+    assert len({round(value, 4) for value in raw}) == 3
+    own = np.add(raw, [constants.offset, *constants.other_offsets])
+    expected = constants.gain * (own.mean() - 0.5 * own.std())
+    assert float(reward.score_rows([row])) == pytest.approx(expected, abs=1e-5)
+    scores = reward.score([d.prompt for d in DEMONSTRATIONS], [d.text for d in DEMONSTRATIONS])
+    assert abs(float(scores.mean())) < 1e-5
+    names = set(digest_folder(tmp_path / "out"))
+    assert {"curve.jsonl", "curve-2.jsonl", "curve-3.jsonl"} <= names
+    assert facts["num_tokens"] % 3 == 0
+
+
+def test_more_models_leave_the_first_as_it_is(sft: Path, tmp_path: Path) -> None:
+    run(sft, tmp_path / "a", num_epochs=1)
+    run(sft, tmp_path / "b", num_epochs=1, num_models=2)
+    one, two = (digest_folder(tmp_path / name / "out") for name in "ab")
+    assert one["model/model.safetensors"] == two["model/model.safetensors"] and one["curve.jsonl"] == two["curve.jsonl"]
+
+
+@pytest.mark.parametrize("head", ["sum", "mean"])
+def test_a_head_at_every_token_learns_the_labels(head: str, sft: Path, tmp_path: Path) -> None:
+    run(sft, tmp_path, head=head, learning_rate=3e-3)
+    rows = read_rows(tmp_path / "out" / "held_out.jsonl")
+    clear = [row for row in rows if row["p"] != 0.5]
+    assert np.mean([(row["delta"] > 0) == (row["p"] > 0.5) for row in clear]) > 0.8
+    reward = RewardModel.load(tmp_path / "out" / "model")
+    encoded = reward.encode([prompt(0), prompt(3)], [ANSWERS[2], ANSWERS[1]])
+    for row, score in zip(encoded, reward.score_rows(encoded).tolist(), strict=True):
+        with torch.no_grad():
+            hidden = reward.model.base_model(torch.tensor([row.ids])).last_hidden_state[0]
+            outputs = score_head(reward.model)(hidden)[row.num_prompt :, 0]
+        expected = float(outputs.sum() if head == "sum" else outputs.mean())
+        assert score == pytest.approx(expected + reward.offset, abs=1e-4)
+
+
+def test_a_reward_model_from_before_there_were_ensembles_is_read(sft: Path, tmp_path: Path) -> None:
+    RewardModel.from_language_model(sft / "model", seed=0).save(tmp_path)
+    (tmp_path / "reward.json").write_text('{"offset": 0.5, "std": 2.0}')
+    reward = RewardModel.load(tmp_path)
+    assert reward.constants == Constants(offset=0.5, std=2.0) and not reward.others
+    (tmp_path / "reward.json").write_text('{"offset": 0.5, "std": 2.0, "head": "first"}')
+    with pytest.raises(ModelError, match=r"reward\.json: unknown head 'first'.* Allowed: last, mean, sum"):
+        RewardModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_models": 0}, "num_models: must be 1 or more, got 0"),
+        ({"pessimism": 1.0}, "pessimism: needs num_models above 1, got 1.0"),
+        ({"pessimism": -1.0, "num_models": 2}, "pessimism: must be 0 or more, got -1.0"),
+        ({"normalise": "gain"}, "normalise: unknown choice 'gain'"),
+        ({"head": "frist"}, "head: unknown choice 'frist'"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Reward(seed=0, **changes)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -233,6 +319,23 @@ def test_a_batch_of_groups() -> None:
     assert batch["attention_mask"].sum(1).tolist() == [2, 1, 1, 3, 1]
     assert batch["first"].tolist() == [0, 2, 2, 3] and batch["second"].tolist() == [1, 3, 4, 4]
     assert batch["weight"].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
+    assert not batch["margin"].any()
+
+
+def test_a_batch_of_weighted_labels_with_margins_and_prompts() -> None:
+    one = {
+        "rows": [[1, 2, 3], [1, 4]],
+        "first": [0],
+        "second": [1],
+        "p": [1.0],
+        "weight": [],
+        "margin": [],
+        "starts": [1, 1],
+    }
+    two = {"rows": [[5, 6], [5, 7]], "first": [0, 1], "second": [1, 0], "p": [1.0, 0.0], "starts": [1, 1]}
+    batch = collate_groups([one, two | {"weight": [3.0, 0.5], "margin": [0.25, 1.0]}], pad_id=0)
+    assert batch["weight"].tolist() == [1.0, 1.5, 0.25] and batch["margin"].tolist() == [0.0, 0.25, 1.0]
+    assert batch["response_mask"].tolist() == [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 0]]
 
 
 @pytest.mark.parametrize("pad_token", [None, "<|eot|>"])
@@ -249,6 +352,19 @@ def test_the_trainer_minimises_the_loss_of_the_groups(pad_token: str | None, tmp
     train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=100))
     floor = np.mean([-(q * np.log(q) + (1 - q) * np.log(1 - q)) for q in p])
     assert floor <= float(bradley_terry_loss(reward.score_rows(rows), *label)) < floor + 0.02
+
+
+@pytest.mark.parametrize("head", ["last", "sum"])
+def test_the_first_loss_has_weights_margins_and_the_head(head: Any, sft: Path) -> None:
+    reward = RewardModel.from_language_model(sft / "model", seed=1, head=head)
+    rows = reward.encode([prompt(0)] * 3, ["yes", "first take a key and turn it slowly", "no push"])
+    first, second, p, weight, margin = [0, 0, 1], [1, 2, 2], [0.8, 1.0, 0.3], [2.0, 1.0, 0.5], [0.5, 0.0, 1.0]
+    starts = [row.num_prompt for row in rows]
+    group = Group([row.ids for row in rows], first, second, p, weight, margin, starts)
+    label = (torch.tensor(first), torch.tensor(second), *(torch.tensor(values) for values in (p, weight, margin)))
+    expected = float(bradley_terry_loss(reward.score_rows(rows), *label))
+    (row,) = train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=1), head=head)
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def settings(num_epochs: int) -> TrainingSettings:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "accuracy",
+    "calibrated",
     "entropy_floor",
     "expected_accuracy",
     "expected_calibration_error",
@@ -77,6 +78,19 @@ def fit_temperature(delta: Array, target: Array) -> float:
         slope = np.mean(delta * (1 / (1 + np.exp(-np.clip(np.exp(middle) * delta, -500, 500))) - target))
         low, high = (middle, high) if slope < 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))
+
+
+def calibrated(delta: Array, target: Array, groups: Sequence[str]) -> Array:
+    """`delta / T`, with a T for each half of the pairs that was fitted on the other half: figures of it say what a
+    temperature is worth on pairs that it has not seen. Pairs of one group (a prompt) are in one half.
+    """
+    halves = {group: number % 2 for number, group in enumerate(dict.fromkeys(groups))}
+    half = np.array([halves[group] for group in groups])
+    out = delta.copy()
+    if len(halves) > 1:
+        for side in (0, 1):
+            out[half == side] /= fit_temperature(delta[half != side], target[half != side])
+    return out
 
 
 def pair_metrics(delta: Array, target: Array) -> dict[str, float]:

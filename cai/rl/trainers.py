@@ -6,8 +6,8 @@ batch element (InstructGPT section 3.2), which also saves forwards: K per prompt
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -21,6 +21,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from cai.errors import DataError
 from cai.rl.local_trainer import Checkpoints, LocalTrainer, Measure, run_trainer, trainer_arguments
 from cai.rl.losses import bradley_terry_loss
+from cai.rl.models import autocast, score_head
+from cai.rl.reward_scores import Head, pool_rewards
 from cai.rl.settings import TrainingSettings
 
 __all__ = ["Group", "PreferenceTrainer", "collate_groups", "short_enough", "train_reward", "train_sft"]
@@ -29,13 +31,21 @@ __all__ = ["Group", "PreferenceTrainer", "collate_groups", "short_enough", "trai
 @dataclass(frozen=True, slots=True)
 class Group:
     """A prompt with K responses as K rows of token ids, and its labels: `p[i]` is the probability that row
-    `first[i]` is preferred to row `second[i]`.
+    `first[i]` is preferred to row `second[i]`, `weight[i]` (of nothing: 1) how much that counts and `margin[i]`
+    (of nothing: 0) how far ahead the preferred one should be. Responses begin at token `starts` of their rows, which
+    only a head that reads all their tokens asks for.
     """
 
     rows: list[list[int]]
     first: list[int]
     second: list[int]
     p: list[float]
+    weight: list[float] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+
+
+_COLUMNS = tuple(column.name for column in fields(Group))
 
 
 def train_sft(
@@ -73,52 +83,61 @@ def train_reward(
     groups: Sequence[Group],
     settings: TrainingSettings,
     *,
+    head: Head = "last",
     checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
-    """Train a sequence classification model of one label in place, on all labelled pairs of each prompt. Batch sizes
-    count prompts. `model.config.pad_token_id` must differ from the token that ends a response. Returns the curve.
+    """Train a sequence classification model of one label in place, on all labelled pairs of each prompt; `head` says
+    which of its outputs make a reward. Batch sizes count prompts. `model.config.pad_token_id` must differ from the
+    token that ends a response. Returns the curve.
     """
-    columns = ("rows", "first", "second", "p")
-    data = Dataset.from_dict({column: [getattr(group, column) for group in groups] for column in columns})
+    data = Dataset.from_dict({column: [getattr(group, column) for group in groups] for column in _COLUMNS})
     pad_id: int = model.config.get_text_config().pad_token_id
     # The trainers copy the tokenizer's pad token into the model's configuration, so the two have to agree.
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
 
     def build(folder: str) -> RewardTrainer:
-        return PreferenceTrainer(
+        trainer = PreferenceTrainer(
             model=model,
             args=RewardConfig(**trainer_arguments(settings, folder, len(groups))),
             train_dataset=data,
             processing_class=tokenizer,
             data_collator=lambda examples: collate_groups(examples, pad_id),
         )
+        trainer.head = head
+        return trainer
 
     lengths = [max(map(len, group.rows)) for group in groups]
     return run_trainer(build, lengths, settings, "reward", checkpoints=checkpoints)
 
 
 def collate_groups(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
-    """Groups as one batch: `input_ids`, `attention_mask` (N, L) over all responses; `first`, `second`, `p`, `weight`
-    over all pairs (P), indices into N; the weights of a group's pairs sum to 1: 1 / C(K, 2) when all are labelled.
+    """Groups as one batch: `input_ids`, `attention_mask`, `response_mask` (N, L) over all responses; `first`, `second`,
+    `p`, `weight`, `margin` over all pairs (P), indices into N. The weights of a group's pairs sum to 1 where its labels
+    have weight 1: they are 1 / C(K, 2) when all pairs are labelled.
     """
     rows = [row for example in examples for row in example["rows"]]
+    starts = [start for example in examples for start in example.get("starts") or [0] * len(example["rows"])]
     length = max(map(len, rows))
-    first, second, p, weight = [], [], [], []
+    labels: dict[str, list[float]] = {"first": [], "second": [], "p": [], "weight": [], "margin": []}
     offset = 0
     for example in examples:
-        first += [offset + i for i in example["first"]]
-        second += [offset + i for i in example["second"]]
-        p += example["p"]
-        weight += [1 / len(example["p"])] * len(example["p"])
+        num_pairs = len(example["p"])
+        labels["first"] += [offset + i for i in example["first"]]
+        labels["second"] += [offset + i for i in example["second"]]
+        labels["p"] += example["p"]
+        labels["weight"] += [weight / num_pairs for weight in example.get("weight") or [1.0] * num_pairs]
+        labels["margin"] += example.get("margin") or [0.0] * num_pairs
         offset += len(example["rows"])
+    columns, sizes = torch.arange(length), torch.tensor([len(row) for row in rows])
+    real = columns < sizes[:, None]
     return {
         "input_ids": torch.tensor([row + [pad_id] * (length - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
-        "first": torch.tensor(first),
-        "second": torch.tensor(second),
-        "p": torch.tensor(p, dtype=torch.float32),
-        "weight": torch.tensor(weight, dtype=torch.float32),
+        "attention_mask": real.long(),
+        "response_mask": (real & (columns >= torch.tensor(starts)[:, None])).long(),
+        "first": torch.tensor(labels["first"]),
+        "second": torch.tensor(labels["second"]),
+        **{name: torch.tensor(labels[name], dtype=torch.float32) for name in ("p", "weight", "margin")},
     }
 
 
@@ -145,11 +164,13 @@ class _SFTTrainer(LocalTrainer, SFTTrainer):
 class PreferenceTrainer(LocalTrainer, RewardTrainer):
     """TRL's RewardTrainer with soft labels over groups of responses, from `collate_groups` batches."""
 
+    head: Head = "last"
+
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset  # tokenised already; TRL's preparation wants chosen and rejected
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns: Any = ["rows", "first", "second", "p"]  # others would be dropped from the batches
+        self._signature_columns: Any = list(_COLUMNS)  # others would be dropped from the batches
 
     def compute_loss(
         self,
@@ -159,8 +180,17 @@ class PreferenceTrainer(LocalTrainer, RewardTrainer):
         num_items_in_batch: object = None,
     ) -> Any:
         """The Bradley-Terry loss of one batch (`cai.rl.losses.bradley_terry_loss`)."""
-        # Hugging Face reads the score at the rightmost id that is not `config.pad_token_id`: the end-of-turn token.
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        labels = (inputs[key] for key in ("first", "second", "p", "weight"))
-        loss = bradley_terry_loss(output.logits.squeeze(-1), *labels)
-        return (loss, output) if return_outputs else loss
+        labels = (inputs[key] for key in ("first", "second", "p", "weight", "margin"))
+        loss = bradley_terry_loss(self._rewards(model, inputs), *labels)
+        return (loss, {}) if return_outputs else loss
+
+    def _rewards(self, model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        if self.head == "last":
+            # Hugging Face reads the score at the rightmost id that is not `config.pad_token_id`: the end-of-turn token.
+            rewards: Tensor = model(**batch).logits.squeeze(-1)
+            return rewards
+        with autocast(inputs["input_ids"].device, "bfloat16" if self.args.bf16 else "float32"):
+            network = cast(PreTrainedModel, self.model)
+            outputs = score_head(network)(cast(Any, network.base_model)(**batch).last_hidden_state).squeeze(-1)
+        return pool_rewards(outputs, inputs["response_mask"], self.head)
