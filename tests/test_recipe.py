@@ -123,3 +123,20 @@ def test_dialogues_and_any_model(tmp_path: Path) -> None:
     assert report["notice"] == "" and [policy["name"] for policy in report["policies"]][:2] == ["Base", "SL-CAI"]
     (data,) = tmp_path.glob("store/data/*/data.json")
     assert read_json(data)["source"]["rows"] == 60
+
+
+def test_the_baselines_take_the_place_of_ppo(tmp_path: Path) -> None:
+    """`rl=dpo`, then `rl=best_of_n` on the same stages: other policies, the same report."""
+    small = [*SMALL, "sft.num_epochs=1", "sft.batch_size=4", "reward.batch_size=4"]
+    dpo = [*small, "experiment=rlaif", "rl=dpo", "rl.num_epochs=1", "rl.batch_size=4", "rl.num_measured=4"]
+    best = [*small, "experiment=rlaif", "rl=best_of_n", "rl.n=4", "rl.num_prompts=4"]
+    for overrides, reused in ((dpo, False), (best, True)):
+        printed = finish(tmp_path, overrides)
+        assert all(cached == reused for name, cached in steps(printed)[:6])
+        report = read_json(Path(printed.splitlines()[-1]).with_name("report.json"))
+        assert [policy["name"] for policy in report["policies"]][:2] == ["Base", "SL-CAI"]
+        assert report["curves"]["Gold score"] and report["curves"]["KL to SL-CAI, nats"] and report["over_optimisation"]
+        assert report["win_rates"]
+    assert [name for name, cached in steps(printed) if not cached] == ["rl", "evaluate_policy", "win_rate"]
+    (policy,) = (name for name in report["measures"]["figures"] if name not in ("Base", "SL-CAI"))
+    assert "kl" in report["measures"]["figures"][policy]
