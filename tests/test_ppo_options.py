@@ -15,6 +15,7 @@ from worlds import finished
 from cai.errors import ConfigError, DataError, ModelError
 from cai.models.loading import load_causal_lm
 from cai.records import read_json, read_rows
+from cai.rewards import ColumnReward, Part
 from cai.rl.losses import adapted_beta, kl_k3
 from cai.rl.models import Policy, Row, pack
 from cai.rl.ppo import PPOTrainer
@@ -190,6 +191,28 @@ def test_the_documents_are_not_forgotten(tmp_path: Path) -> None:
         with torch.no_grad():
             losses[coefficient] = float(made.policy.model(ids, labels=ids).loss)
     assert figures[-1]["ptx_loss"] < 0.5 * figures[0]["ptx_loss"] and losses[3.0] < 0.5 * losses[0.0]
+
+
+# --- other rewards ----------------------------------------------------------------------------------------------------
+
+
+def test_rewards_take_the_place_of_the_reward_model_and_are_logged_apart(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ColumnReward(scorer=Lengths(), column="words")
+    parts = [Part(name="long", weight=-0.5, reward=words), Part(name="learnt", weight=2.0)]
+    changes: dict[str, Any] = {"num_updates": 1, "beta": 0.0, "missing_eos_penalty": 0.0, "scorer": Lengths()}
+    run(inputs, tmp_path / "plain", **changes)
+    run(inputs, tmp_path / "parts", rewards=parts, **changes)
+    plain, row = (read_rows(tmp_path / name / "curve.jsonl")[0] for name in ("plain", "parts"))
+    assert row["reward_long"] == row["words"] == plain["words"]
+    assert row["reward_learnt"] == pytest.approx(plain["score_mean"])
+    assert (
+        row["score_mean"] == row["objective"] == pytest.approx(2 * plain["score_mean"] - 0.5 * plain["words"], rel=1e-5)
+    )
+    assert PPO(seed=0, rewards=parts).texts() == {"rewards.long.scorer": "abc"}
+    with pytest.raises(ConfigError, match="rewards: names must differ, got a, a"):
+        PPO(seed=0, rewards=[Part(name="a"), Part(name="a")])
 
 
 # --- going on after a kill --------------------------------------------------------------------------------------------

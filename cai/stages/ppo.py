@@ -1,22 +1,26 @@
 """Stage rl: PPO against the reward model, with a KL penalty to SL-CAI (InstructGPT section 3.5)."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from cai import rewards
 from cai.errors import ConfigError, DataError, unknown
 from cai.models.documents import Documents
 from cai.progress import progress
 from cai.records import read_records, seed_of, write_json, write_rows
+from cai.rewards import Part, check_parts, texts_of
 from cai.rl.settings import DIAGNOSTICS, PPOSettings
 from cai.scorers import Scorer
 from cai.types import Prompt
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from cai.rl.models import RewardModel, Row
     from cai.rl.ppo import PPOTrainer
     from cai.rl.rollout import Rollout
 
@@ -30,16 +34,18 @@ class PPO(PPOSettings):
     """Writes model/ (Hugging Face format), curve.jsonl (a row per update: what `cai.rl.ppo` reports, and the mean of
     each of the scorer's columns over the update's responses) and ppo.json (warnings, and which update was kept).
 
-    `scorer` measures the responses and teaches nothing. `ptx` are the documents of PPO-ptx. Every `validate_every`
-    updates, `num_validation` prompts that nothing is learnt from are answered and measured as `validation_*`; with
-    `select_by`, one of those columns (or `score_mean`), the policy that was best in it is kept and not the last one.
-    Every `checkpoint_every` updates give a point to go on from. What the other settings mean is told by
-    `cai.rl.settings.PPOSettings`.
+    `scorer` measures the responses and teaches nothing. `rewards` (`cai.rewards`) take the place of the reward model,
+    and their weights that of `scale_rewards`; each is logged as `reward_<name>`. `ptx` are the documents of PPO-ptx.
+    Every `validate_every` updates, `num_validation` prompts that nothing is learnt from are answered and measured as
+    `validation_*`; with `select_by`, one of those columns (or `score_mean`), the policy that was best in it is kept and
+    not the last one. Every `checkpoint_every` updates give a point to go on from. What the other settings mean is told
+    by `cai.rl.settings.PPOSettings`.
     """
 
     version: ClassVar[int] = 3
 
     scorer: Scorer | None = None
+    rewards: Sequence[Part] = ()
     ptx: Documents | None = None
     validate_every: int = 0
     num_validation: int = 64
@@ -48,6 +54,7 @@ class PPO(PPOSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_parts(self.rewards)
         columns = self.scorer.columns if self.scorer else ()
         if taken := {"update", *DIAGNOSTICS} & set(columns):
             raise ConfigError(f"scorer: column {min(taken)!r} has the name of a diagnostic of PPO")
@@ -63,8 +70,9 @@ class PPO(PPOSettings):
                 raise ConfigError("select_by: needs validate_every and num_validation above 0 to choose from")
 
     def texts(self) -> dict[str, str]:
-        """What the scorer and the documents depend on; models and prompts are inputs."""
-        return (self.scorer.texts() if self.scorer else {}) | (self.ptx.texts() if self.ptx else {})
+        """What scorer, rewards and documents depend on; models and prompts are inputs."""
+        sources = [source for source in (self.scorer, self.ptx) if source is not None]
+        return texts_of(self.rewards) | {key: sha for source in sources for key, sha in source.texts().items()}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
@@ -109,7 +117,9 @@ class _Run:
         self.tokenizer = load_tokenizer(inputs["sft"] / "model")
         self.ids = {prompt.id: encode_dialogue(self.tokenizer, prompt.turns)[0] for prompt in prompts}
         longest = max(map(len, self.ids.values()))
-        self.trainer = _trainer(stage, self.tokenizer, inputs, longest)
+        self.asked: Sequence[Prompt] = ()  # what the responses that are being scored answer
+        self.parts: dict[str, list[float]] = {}  # of their scores
+        self.trainer = _trainer(stage, self.tokenizer, inputs, longest, self._score)
         _check_lengths(stage, longest, self.trainer.policy.model.config, str(path))
         self.curve: list[dict[str, Any]] = []
         self.num_tokens = 0
@@ -134,6 +144,7 @@ class _Run:
         s, number = self.stage, len(self.curve) + 1
         order = prompt_order(len(self.prompts), s.seed, skip=len(self.curve) * s.batch_size)
         drawn = [self.prompts[next(order)] for _ in range(s.batch_size)]
+        self.asked = drawn
         update = self.trainer.update([self.ids[prompt.id] for prompt in drawn])
         self.num_tokens += sum(len(row.ids) for row in update.rollout.rows)
         measured = self._measure(drawn, update.rollout)
@@ -159,6 +170,7 @@ class _Run:
         s = self.stage
         if not s.validate_every or (number % s.validate_every and number != s.num_updates):
             return {}
+        self.asked = self.held
         rollout, scores = self.trainer.try_out([self.ids[prompt.id] for prompt in self.held])
         figures = {"score_mean": float(scores.mean()), **self._measure(self.held, rollout)}
         value = figures.get(s.select_by or "")
@@ -167,26 +179,41 @@ class _Run:
             self.best = {"update": number, "value": value, "policy": weights}
         return {f"validation_{name}": figure for name, figure in figures.items()}
 
-    def _measure(self, prompts: Sequence[Prompt], rollout: "Rollout") -> dict[str, float | None]:
-        """Mean of each of the scorer's columns over the responses it applies to; None where it applies to none."""
-        if self.stage.scorer is None:
-            return {}
-        import numpy as np
+    def _score(self, reward: "RewardModel", rows: Sequence["Row"]) -> "Tensor":
+        """The score of closed responses to the prompts that are asked."""
+        import torch
 
-        ends = [len(row.ids) - done for row, done in zip(rollout.rows, rollout.finished.tolist(), strict=True)]
-        ids = [row.ids[row.num_prompt : end] for row, end in zip(rollout.rows, ends, strict=True)]
-        texts = [str(self.tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
-        means = {}
-        for name, values in self.stage.scorer.score(prompts, texts).items():
-            applies = [value for value in values if not np.isnan(value)]
-            means[name] = float(np.mean(applies)) if applies else None
-        return means
+        learnt = reward.score_rows(rows, max_batch_tokens=self.stage.max_batch_tokens)
+        if not self.stage.rewards:
+            return learnt
+        texts = self._texts(rows, [True] * len(rows))
+        scored = rewards.score(self.stage.rewards, self.asked, texts, learnt.tolist())
+        self.parts = scored.parts
+        return torch.tensor(scored.total)
+
+    def _measure(self, prompts: Sequence[Prompt], rollout: "Rollout") -> dict[str, float | None]:
+        """Mean of each part of the reward and each of the scorer's columns, over the responses it applies to."""
+        from cai.rl.sampler import mean_columns
+
+        columns = {f"reward_{name}": values for name, values in self.parts.items()}
+        if self.stage.scorer is not None:
+            columns |= self.stage.scorer.score(prompts, self._texts(rollout.rows, rollout.finished.tolist()))
+        return mean_columns(columns)
+
+    def _texts(self, rows: Sequence["Row"], ended: Sequence[bool]) -> list[str]:
+        """The responses as text, without the token that ends those that ended."""
+        ids = [row.ids[row.num_prompt : len(row.ids) - end] for row, end in zip(rows, ended, strict=True)]
+        return [str(self.tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
 
 
 def _trainer(
-    stage: PPO, tokenizer: "PreTrainedTokenizerBase", inputs: Mapping[str, Path], longest_prompt: int
+    stage: PPO,
+    tokenizer: "PreTrainedTokenizerBase",
+    inputs: Mapping[str, Path],
+    longest_prompt: int,
+    score: Callable[["RewardModel", Sequence["Row"]], "Tensor"],
 ) -> "PPOTrainer":
-    """Load the networks: trained ones in float32, frozen ones in `dtype`."""
+    """Load the networks: trained ones in float32, frozen ones in `dtype`. `score` is asked with the reward model."""
     from cai.models.loading import end_of_turn_id, end_of_turn_ids, load_causal_lm, pick_device
     from cai.rl.memory import budget, check_budget, free_bytes
     from cai.rl.models import Policy, RewardModel, batch_budget
@@ -200,7 +227,7 @@ def _trainer(
     print(check_budget(budget(stage, model.config, model.num_parameters(), **sizes), free), file=sys.stderr)
     frozen = load_causal_lm(inputs["sft"] / "model", dtype=dtype, device=device)
     reward = RewardModel.load(inputs["reward"] / "model", dtype=dtype, device=device)
-    scale = 1 / reward.std if stage.scale_rewards and reward.std > 0 else 1.0
+    scale = 1 / reward.std if stage.scale_rewards and reward.std > 0 and not stage.rewards else 1.0
     policy = Policy(model, temperature=temperature)
     value: Value
     if stage.value == "shared":
@@ -213,7 +240,7 @@ def _trainer(
         policy=policy,
         reference=Policy(frozen, temperature=temperature),
         value=value,
-        reward=lambda rows: reward.score_rows(rows, max_batch_tokens=stage.max_batch_tokens),
+        reward=lambda rows: score(reward, rows),
         reward_scale=scale,
         stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
         settings=stage,
