@@ -1,6 +1,9 @@
 """SFT and reward training, interrupted anywhere, end with the bytes of a training that was left alone."""
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +208,13 @@ def test_a_negative_number_of_steps_is_refused(stage: Any) -> None:
     model = {"model": "x"} if stage is SFT else {}
     with pytest.raises(ConfigError, match=r"checkpoint_every: must be 0 \(never\) or more, got -1"):
         stage(seed=0, checkpoint_every=-1, **model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_kill_9_at_twenty_moments(stage: str, inputs: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("kill_points.py")
+    command = [sys.executable, str(script), stage, str(inputs), str(tmp_path), "20"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["different"] == 0 and result["killed"] >= 15 and result["with_a_checkpoint"] >= 5, result
