@@ -222,7 +222,7 @@ def test_arms_run_one_after_the_other_and_meet(project: Path, capsys: pytest.Cap
     assert echo("label") == f"label:simulated(data={data}, sample=sample(data={data}, sft={sft}))"
     assert echo("rl").startswith(f"rl(data={data}, label=label:simulated(data={data}, sample=sample(")
     meeting = echo("win_rate_over_rlaif")
-    assert meeting.startswith(f"win_rate(a=evaluate(data={data}, model=rl(") and meeting.count("label:ai") == 1
+    assert meeting.startswith(f"win_rate(a=evaluate(data={data}, model=rl(") and meeting.count("label:ai") == 3
     assert meeting.index("label:simulated") < meeting.index("label:ai")
 
 
