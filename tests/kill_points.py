@@ -1,0 +1,51 @@
+"""kill -9 in the middle of a training, again and again: `python tests/kill_points.py sft|reward INPUTS FOLDER POINTS`.
+
+Every training runs in a fork of this process, which loads the libraries once and computes nothing itself. Prints one
+line of JSON: how many of the trainings that were killed at a random moment and started again ended with other bytes.
+"""
+
+import json
+import multiprocessing
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from test_resume import digests, run
+
+import cai.rl.trainers  # noqa: F401  # so that a fork need not
+
+EVERY = 4  # steps between checkpoints
+
+
+def main(stage: str, inputs: Path, folder: Path, num_points: int) -> dict[str, int]:
+    """Compare `num_points` interrupted trainings with one that was left alone."""
+    torch.set_num_threads(1)  # a fork has no threads
+    processes = multiprocessing.get_context("fork")
+
+    def train(output: Path, kill_after: float | None = None) -> float:
+        start = time.monotonic()
+        process = processes.Process(target=run, args=(stage, inputs, output), kwargs={"every": EVERY})
+        process.start()
+        process.join(kill_after)
+        process.kill()
+        process.join()
+        return time.monotonic() - start
+
+    seconds = train(folder / "whole")
+    seconds = min(seconds, train(folder / "again"))
+    expected, draw = digests(folder / "whole"), random.Random(0)
+    result = {"points": num_points, "killed": 0, "with_a_checkpoint": 0, "different": 0}
+    for number in range(num_points):
+        output = folder / str(number)
+        train(output, kill_after=seconds * draw.uniform(0.2, 0.98))
+        result["killed"] += digests(output) != expected
+        result["with_a_checkpoint"] += any((output / "checkpoints.journal").glob("*.json"))
+        train(output)
+        result["different"] += digests(output) != expected
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
