@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from cai.rl import ppo
 from cai.rl.models import Policy, RewardModel, Row, pack
-from cai.rl.ppo import PPOTrainer, Update
-from cai.rl.rollout import Rollout
+from cai.rl.ppo import PPOTrainer
+from cai.rl.rollout import Rollout, Update
 from cai.rl.settings import PPOSettings
 from cai.rl.values import ValueModel
 

@@ -1,7 +1,8 @@
-"""kill -9 in the middle of a training, again and again: `python tests/kill_points.py sft|reward INPUTS FOLDER POINTS`.
+"""kill -9 in the middle of a training, again and again: `python tests/kill_points.py STAGE INPUTS FOLDER POINTS`.
 
-Every training runs in a fork of this process, which loads the libraries once and computes nothing itself. Prints one
-line of JSON: how many of the trainings that were killed at a random moment and started again ended with other bytes.
+STAGE is sft, reward or ppo, INPUTS what the fixture `inputs` of test_resume.py makes. Every training runs in a fork of
+this process, which loads the libraries once and computes nothing itself. Prints one line of JSON: how many of the
+trainings that were killed at a random moment and started again ended with other bytes.
 """
 
 import json
@@ -14,7 +15,8 @@ from pathlib import Path
 import torch
 from test_resume import digests, run
 
-import cai.rl.trainers  # noqa: F401  # so that a fork need not
+import cai.rl.ppo  # so that a fork need not
+import cai.rl.trainers  # noqa: F401
 
 EVERY = 4  # steps between checkpoints
 

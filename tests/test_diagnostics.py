@@ -11,9 +11,9 @@ def healthy(number: int) -> dict[str, float]:
     """A row of a run that goes well."""
     growth = number / 24
     return {
-        "kl": 0.001 + 1.5 * growth, "first_approx_kl": 1e-9, "clipfrac": 0.08, "explained_variance": min(-0.6 + number / 5, 0.9),
-        "entropy": 0.8 - 0.3 * growth, "score_std": 0.6, "eos_rate": 0.99, "gold": -0.2 + 2 * growth,
-        "score_mean": growth,
+        "kl": 0.001 + 1.5 * growth, "first_approx_kl": 1e-9, "clipfrac": 0.08, "entropy": 0.8 - 0.3 * growth,
+        "explained_variance": min(-0.6 + number / 5, 0.9), "score_std": 0.6, "eos_rate": 0.99,
+        "gold": -0.2 + 2 * growth, "score_mean": growth,
     }  # fmt: skip
 
 

@@ -234,7 +234,7 @@ def _trainer(
         value = SharedValue(policy, coefficient=stage.value_coefficient)
     else:
         critic = RewardModel.load(inputs["reward"] / "model", device=device)
-        value = ValueModel(critic.model, offset=critic.offset, scale=scale)
+        value = ValueModel(critic.model, offset=critic.offset, scale=scale * critic.constants.gain)
     end = end_of_turn_id(tokenizer)
     return PPOTrainer(
         policy=policy,
