@@ -1,21 +1,19 @@
 """How fast the engine is: sampling against `model.generate`, and scoring a judge's questions against one by one.
 
-    python benchmarks/engine_speed.py [MODEL] [--batches 64 128 192] [--pairs 8] [--json speed.json]
+    python benchmarks/engine_speed.py [MODEL] [--batches 64 128 192] [--pairs 8] [--output FILE.json]
 
 Without MODEL, a random Llama of the sandbox's size (d = 128, 4 layers, a vocabulary of 450) is made. Lengths are as in
 the sandbox: prompts of 16-24 tokens, answers of up to 48 that end at random; a judge's question of about 150 tokens.
-Contenders take turns and the fastest of the repeats counts, since other work on the machine only ever slows down; with
-one thread on a CPU the clock is processor time.
+Contenders take turns (`measuring.py`); the table has the fastest of the repeats, since other work on the machine only
+ever slows down, and the median's gain beside it.
 """
 
 import argparse
-import json
 import random
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from measuring import gains, in_turns, report, summary, table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai.models.decoding import Work, sample
@@ -41,21 +39,6 @@ def random_model() -> PreTrainedModel:
     return LlamaForCausalLM(config).eval()
 
 
-def fastest(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest of `repeats` calls of each, taken in turns."""
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    clock = time.process_time if alone else time.perf_counter
-    seconds = dict.fromkeys(contenders, float("inf"))
-    for _ in range(repeats):
-        for name, run in contenders.items():
-            start = clock()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name] = min(seconds[name], clock() - start)
-    return seconds
-
-
 def sampling_speed(model: PreTrainedModel, batch: int, repeats: int) -> dict[str, float]:
     """Samples per second of `generate` and of `sample`, on one batch of `batch` prompts."""
     rng = random.Random(batch)
@@ -77,8 +60,8 @@ def sampling_speed(model: PreTrainedModel, batch: int, repeats: int) -> dict[str
             sample(model, prompts, max_new_tokens=NEW_TOKENS, temperature=1.0, seeds=list(range(batch)), stop_ids=stops)
         )
 
-    seconds = fastest({"generate": stock, "cai": ours}, repeats)
-    return {"batch": batch, **{name: batch / s for name, s in seconds.items()}}
+    seconds = in_turns({"generate": stock, "cai": ours}, repeats)
+    return {"batch": batch, **rates(seconds, batch, "generate")}
 
 
 def judge_questions(model: PreTrainedModel, num_pairs: int, num_principles: int) -> list[Question]:
@@ -121,24 +104,22 @@ def judging_speed(model: PreTrainedModel, num_pairs: int, num_principles: int, r
 
     work = Work()
     continuation_logps(model, questions, max_tokens=16384, work=work)
-    seconds = fastest(
+    seconds = in_turns(
         {"one_by_one": one_by_one, "cai": lambda: continuation_logps(model, questions, max_tokens=16384)}, repeats
     )
-    judgments = len(questions) / 7
     return {
         "principles": num_principles,
         "shared": work.shared / (work.shared + work.read),
-        **{name: judgments / s for name, s in seconds.items()},
+        **rates(seconds, len(questions) / 7, "one_by_one"),
     }
 
 
-def table(title: str, rows: Sequence[dict[str, float]], base: str) -> str:
-    """Rows as text, with the gain over column `base`."""
-    lines = [title]
-    for row in rows:
-        cells = "  ".join(f"{name} {value:,.2f}" for name, value in row.items())
-        lines.append(f"  {cells}  gain x {row['cai'] / row[base]:.2f}")
-    return "\n".join(lines)
+def rates(seconds: dict[str, list[float]], amount: float, base: str) -> dict[str, float]:
+    """`amount` per second of each at its fastest, and how many times as fast as `base` this project is."""
+    found = {name: summary(times, amount) for name, times in seconds.items()}
+    gain = gains(found, base)["cai"]
+    fastest = {name: rate["fastest"] for name, rate in found.items()}
+    return {**fastest, "gain": gain["fastest"], "gain (median)": gain["median"]}
 
 
 def main() -> None:
@@ -151,17 +132,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; 0 leaves its own choice")
     parser.add_argument("--device", default="cpu", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (with MODEL)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     set_threads(args.threads)
     device = pick_device(args.device)
     model = load_causal_lm(args.model, dtype=args.dtype, device=device) if args.model else random_model().to(device)
-    sampling = [sampling_speed(model, batch, args.repeats) for batch in args.batches]
-    print(table("Sampling, samples per second", sampling, "generate"))
-    judging = [judging_speed(model, max(1, args.pairs // n), n, args.repeats) for n in (1, 4, 16)]
-    print(table("Judging, judgments per second (one order, one principle)", judging, "one_by_one"))
-    if args.json:
-        args.json.write_text(json.dumps({"sampling": sampling, "judging": judging}, indent=2) + "\n")
+    sampling = {f"batch {batch}": sampling_speed(model, batch, args.repeats) for batch in args.batches}
+    print(table("Sampling, samples per second", sampling))
+    judging = {f"{n} principles": judging_speed(model, max(1, args.pairs // n), n, args.repeats) for n in (1, 4, 16)}
+    print(table("Judging, judgments per second (one order, one principle)", judging))
+    report(
+        args.output, {"repeats": args.repeats, "pairs": args.pairs, "new_tokens": NEW_TOKENS, "model": args.model},
+        {"sampling": sampling, "judging": judging},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Anthony et al. 2017 gave it its name; for language models it is RAFT (Dong et al
 "grow" step of ReST (Gulcehre et al. 2023).
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cai.errors import ConfigError, DataError
-from cai.progress import progress
 from cai.records import seed_of, write_rows
 from cai.rewards import Part, check_parts, texts_of
 from cai.rl.sampling_settings import SamplingSettings
@@ -71,26 +71,26 @@ class ExpertIteration(TrainingSettings, SamplingSettings):
         order = in_epochs(sampler.read_prompts(path, model), self.seed)
         curve: list[dict[str, Any]] = []
         num_sampled = num_trained = num_kept = 0
-        with progress("expert iteration", total=self.num_rounds + 1, unit="rounds") as bar:
-            for number in range(1, self.num_rounds + 2):
-                last = number > self.num_rounds
-                copies = 1 if last else self.n
-                asked = [prompt for prompt in islice(order, self.num_prompts) for _ in range(copies)]
-                seeds = [seed_of(self.seed, "round", number, row) for row in range(len(asked))]
-                samples = sampler(model, asked, seeds)
-                num_sampled += sum(len(row.ids) for row in samples.rollout.rows)
-                curve.append({"update": number, **sampler.measure(samples, reference)})
-                bar.advance(note=f"score {curve[-1]['score_mean']:.2f}, KL {curve[-1]['kl']:.2f}")
-                if last:
-                    break
-                best = _best(samples, self.n)
-                if not best:
-                    raise DataError(f"{path}: in round {number} no response ended within {self.max_new_tokens} tokens")
-                kept = [best[i] for i in short_enough([len(ids) for ids, _ in best], model.config, self, str(path))]
-                num_kept += len(kept)
-                num_trained += self.num_epochs * sum(len(ids) for ids, _ in kept)
-                learnt = train_sft(model, tokenizer, kept, replace(self, seed=seed_of(self.seed, "round", number)))
-                curve[-1]["policy_loss"] = learnt[-1]["loss"]
+        for number in range(1, self.num_rounds + 2):
+            last = number > self.num_rounds
+            copies = 1 if last else self.n
+            asked = [prompt for prompt in islice(order, self.num_prompts) for _ in range(copies)]
+            seeds = [seed_of(self.seed, "round", number, row) for row in range(len(asked))]
+            samples = sampler(model, asked, seeds)
+            num_sampled += sum(len(row.ids) for row in samples.rollout.rows)
+            curve.append({"update": number, **sampler.measure(samples, reference)})
+            told = f"score {curve[-1]['score_mean']:.2f}, KL {curve[-1]['kl']:.2f}"
+            print(f"expert iteration: after {number - 1} of {self.num_rounds} rounds, {told}", file=sys.stderr)
+            if last:
+                break
+            best = _best(samples, self.n)
+            if not best:
+                raise DataError(f"{path}: in round {number} no response ended within {self.max_new_tokens} tokens")
+            kept = [best[i] for i in short_enough([len(ids) for ids, _ in best], model.config, self, str(path))]
+            num_kept += len(kept)
+            num_trained += self.num_epochs * sum(len(ids) for ids, _ in kept)
+            learnt = train_sft(model, tokenizer, kept, replace(self, seed=seed_of(self.seed, "round", number)))
+            curve[-1]["policy_loss"] = learnt[-1]["loss"]
         save_model(model, tokenizer, output / "model")
         write_rows(output / "curve.jsonl", curve)
         return {
