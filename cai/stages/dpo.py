@@ -26,8 +26,8 @@ class DPO(TrainingSettings, SamplingSettings):
 
     TRL's DPO takes hard pairs, so of a soft label the response that is more probably preferred counts as chosen, as it
     would in the data that DPO was made for; even labels are dropped and counted. Weights and margins of labels are the
-    reward model's alone. `beta` weighs the KL to SL-CAI, as in the paper. Batch sizes count pairs; the other settings are
-    told by `TrainingSettings` and `SamplingSettings`.
+    reward model's alone. `beta` weighs the KL to SL-CAI, as in the paper. Batch sizes count pairs; the other settings
+    are told by `TrainingSettings` and `SamplingSettings`.
     """
 
     version: ClassVar[int] = 1
