@@ -86,9 +86,9 @@ def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     """Rows of numbers under their columns' names, as text."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     width = max(map(len, rows))
-    lines = [title, "  " + " " * width + "".join(f"{column:>16}" for column in columns)]
+    lines = [title, "  " + " " * width + "".join(f"{column:>{max(16, len(column) + 2)}}" for column in columns)]
     for name, row in rows.items():
-        cells = [f"{row[column]:16,.3f}" if column in row else " " * 16 for column in columns]
+        cells = [(f"{row[column]:,.3f}" if column in row else "").rjust(max(16, len(column) + 2)) for column in columns]
         lines.append(f"  {name:<{width}}{''.join(cells)}")
     return "\n".join(lines)
 
