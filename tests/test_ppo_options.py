@@ -123,7 +123,7 @@ def test_a_shared_value_starts_at_zero_and_costs_no_second_forward(tmp_path: Pat
     logp, values = made.value.both(made.policy, batch)
     assert torch.equal(logp, made.policy.logp(batch)) and values.shape == logp.shape and not values.any()
     calls: list[int] = []
-    made.policy.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    made.policy.model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
     made.value.both(made.policy, batch)
     assert len(calls) == 1
     assert made.update(PROMPTS).diagnostics["value_loss"] > 0

@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from cai.errors import ModelError, unknown
 from cai.models.digest import check_scorable
+from cai.models.flat import flat_states, is_plain_llama
 from cai.models.loading import encode_dialogue, end_of_turn_id, load_tokenizer, quiet, save_model, torch_dtype
 from cai.records import from_json, read_json, to_json, write_json
 from cai.rl.losses import selective_log_softmax
@@ -36,7 +37,7 @@ __all__ = [
     "pack",
     "plan_batches",
     "score_head",
-    "trunk",
+    "states",
 ]
 
 REWARD_FILE = "reward.json"
@@ -98,10 +99,13 @@ def autocast(device: torch.device | str, dtype: str) -> AbstractContextManager[A
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def trunk(model: PreTrainedModel, batch: Packed) -> Tensor:
-    """Last hidden states, (B, L, D)."""
+def states(model: PreTrainedModel, batch: Packed, where: Tensor) -> Tensor:
+    """The trunk's last hidden states at the positions `where` (B, L) bool, row by row: (where.sum(), D)."""
+    if is_plain_llama(model):
+        real = torch.arange(batch.ids.shape[1], device=batch.ids.device) <= batch.last[:, None]
+        return flat_states(model, batch.ids, real, where)
     hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return hidden
+    return hidden[where]
 
 
 class Policy:
@@ -115,7 +119,7 @@ class Policy:
     def logp(self, batch: Packed) -> Tensor:
         """Log-probability of every response token, (M), row by row; logits are made for those positions alone."""
         if self.has_plain_head:
-            return self.logp_of(trunk(self.model, batch)[batch.predicts], batch)
+            return self.logp_of(states(self.model, batch, batch.predicts), batch)
         # The architecture does more to logits than the matrix product: let it, at the columns that matter.
         columns = batch.predicts.any(0).nonzero().squeeze(1)
         output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
@@ -261,12 +265,13 @@ class RewardModel:
         return scores
 
     def _outputs(self, model: PreTrainedModel, batch: Packed) -> Tensor:
-        hidden = trunk(model, batch)
         if self.constants.head == "last":  # the head at one token per row is enough
-            last = hidden[torch.arange(len(batch.last), device=batch.last.device), batch.last]
-            return cast(Tensor, score_head(model)(last).squeeze(-1))
+            last = torch.arange(batch.ids.shape[1], device=batch.ids.device) == batch.last[:, None]
+            return cast(Tensor, score_head(model)(states(model, batch, last)).squeeze(-1))
         response = torch.roll(batch.predicts, 1, dims=1)  # the tokens themselves, not the positions before them
-        return pool_rewards(score_head(model)(hidden).squeeze(-1), response, cast(Head, self.constants.head))
+        outputs = torch.zeros(response.shape, device=response.device)
+        outputs[response] = score_head(model)(states(model, batch, response)).squeeze(-1).float()
+        return pool_rewards(outputs, response, cast(Head, self.constants.head))
 
 
 def _member(folder: Path | str, number: int) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cai.errors import ModelError
-from cai.rl.models import Packed, Policy, score_head, trunk
+from cai.rl.models import Packed, Policy, score_head, states
 
 __all__ = ["SharedValue", "Value", "ValueModel"]
 
@@ -35,7 +35,7 @@ class ValueModel:
 
     def values(self, batch: Packed) -> Tensor:
         """Value of the prefix before every response token, (M), row by row, float32."""
-        hidden = trunk(self.model, batch)[batch.predicts]
+        hidden = states(self.model, batch, batch.predicts)
         values: Tensor = (score_head(self.model)(hidden).squeeze(-1).float() + self.offset) * self.scale
         return values
 
@@ -77,11 +77,11 @@ class SharedValue:
 
     def values(self, batch: Packed) -> Tensor:
         """Value of the prefix before every response token, (M), row by row, float32."""
-        return self._of(trunk(self.policy.model, batch)[batch.predicts])
+        return self._of(states(self.policy.model, batch, batch.predicts))
 
     def both(self, policy: Policy, batch: Packed) -> tuple[Tensor, Tensor]:
         """The policy's log-probabilities and the values, (M) each, from one forward pass."""
-        hidden = trunk(policy.model, batch)[batch.predicts]
+        hidden = states(policy.model, batch, batch.predicts)
         return policy.logp_of(hidden, batch), self._of(hidden)
 
     def state_dict(self) -> dict[str, Tensor]:
