@@ -53,8 +53,8 @@ def test_the_update_is_that_of_trl(case: Case) -> None:
         assert distance(ours.gradients[name][0], theirs[f"{case.name}.{name}.gradient"]) < 2e-6
         assert distance(ours.changes[name], theirs[f"{case.name}.{name}.change"]) < 1e-4
     for name in ("kl", "objective", "policy_loss", "value_loss", "clipfrac", "value_clipfrac"):
-        close = 1e-6 if name.endswith("loss") else 5e-6  # KL is a small difference of large sums
-        assert ours.averages[name] == pytest.approx(float(notes[f"{case.name}.{name}"]), rel=close, abs=1e-7), name
+        # A millionth of the terms that they are means of, which are of size 1: the means themselves are smaller.
+        assert ours.averages[name] == pytest.approx(float(notes[f"{case.name}.{name}"]), abs=1e-6), name
 
 
 def test_the_frozen_update_is_no_easy_case() -> None:
