@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 REWARD_FILE = "reward.json"
-_CPU_TOKENS = 1024
+_CPU_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 def batch_budget(max_tokens: int, device: torch.device | str) -> int:
     """Padded tokens of a forward pass: `max_tokens`, or less on a CPU, which gains nothing from larger batches and
-    loses to their padding (PPO updates of the sandbox's model: 1,024 tokens take 12 % less time than 16,384).
+    falls out of its caches (`benchmarks/ppo_speed.py`: an update of 512 is a few percent faster than of 1,024).
     """
     return min(max_tokens, _CPU_TOKENS) if torch.device(device).type == "cpu" else max_tokens
 

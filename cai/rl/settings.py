@@ -97,7 +97,7 @@ class PPOSettings:
     makes the first steps smaller. `value` is a network of its own that starts as the reward model, or a head on the
     policy's trunk whose loss counts `value_coefficient`. `ptx_coefficient` weighs the gradient of the mean loss on
     `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
-    longest row) of scoring or training, which takes no more than 1,024 on a CPU; sampling, which keeps no activations,
+    longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,
     takes 8 times as many.
 
     `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
