@@ -211,7 +211,7 @@ def test_arms_run_one_after_the_other_and_meet(project: Path, capsys: pytest.Cap
     assert same == ["data", "revise", "sft", "sample", "evaluate_base", "evaluate_sl_cai"]
     assert all(rlaif["stages"][name]["cached"] for name in same)
     assert (rlhf["arm"], rlaif["arm"]) == ("rlhf", "rlaif")
-    assert rlaif["command"] == ["cai", "run", "experiment=both", "labeler=ai"]
+    assert rlaif["command"] == ["cai", "run", "experiment=both"]
 
     def echo(stage: str) -> str:
         return Path(str(rlhf["stages"][stage]["path"]), "echo.txt").read_text()
@@ -336,6 +336,13 @@ def test_a_mistake_in_the_last_arm_shows_before_the_first_runs(
     echo_experiment(project, {"a": ["labeler=ai"], "b": ["revise.wort=2"]})
     assert cli.main(["run", "experiment=both"]) == 2
     assert "cai: arm b: revise.wort: unknown key 'wort'; did you mean 'word'?" in capsys.readouterr().err
+    assert not (project / "store").exists()
+
+
+def test_an_override_that_an_arm_would_replace_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    echo_experiment(project, {"rlhf": ["labeler=simulated"], "rlaif": ["labeler=ai"]})
+    assert cli.main(["run", "experiment=both", "labeler=simulated"]) == 2
+    assert "cai: arm rlaif: labeler=simulated has no effect, since this arm has labeler=ai" in capsys.readouterr().err
     assert not (project / "store").exists()
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import yaml
 
 from cai import config, constitution, pipeline
-from cai.errors import CaiError, DataError, PromptError
+from cai.errors import CaiError, ConfigError, DataError, PromptError
 from cai.prompts import PromptFamily
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import Entry, Store
@@ -79,10 +79,22 @@ def _prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepar
     arms = []
     for arm, command in commands:
         try:
-            arms.append(_prepare_one(arm, command, config.compose(command)))
+            _check_arm(overrides, settings.arms[arm])
+            arms.append(_prepare_one(arm, overrides, config.compose(command)))
         except CaiError as error:
             raise type(error)(f"arm {arm}: {error}") from None
     return arms
+
+
+def _check_arm(overrides: Sequence[str], own: Sequence[str]) -> None:
+    """Raise ConfigError where an arm would replace what was asked for, in silence."""
+    asked = {override.partition("=")[0]: override for override in overrides}
+    for item in own:
+        key, _, value = item.partition("=")
+        if key in asked and asked[key] != item:
+            raise ConfigError(
+                f"{asked[key]} has no effect, since this arm has {key}={value}; change the arm's own list"
+            )
 
 
 def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Settings) -> Prepared:

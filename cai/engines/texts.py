@@ -83,16 +83,19 @@ class Texts:
         return self._choices[key]
 
     def unknown_words(self, prompts: Sequence[TokenizedPrompt]) -> Mapping[str, int]:
-        """How often each word occurs that the vocabulary lacks."""
+        """How often each word occurs that the vocabulary lacks; pieces of markers, which were cut up on purpose so that
+        a text cannot pass for a turn, are none.
+        """
         unknown = self.tokenizer.unk_token_id
         counts: Counter[str] = Counter()
         if unknown is None or not self.tokenizer.is_fast:
             return counts
+        pieces = {piece for marker in self.tokenizer.all_special_tokens for piece in (marker[:-1], marker[-1])}
         times = Counter(prompt.text for prompt in prompts if unknown in prompt.ids)
         for text, count in times.items():
             encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                if token == unknown:
+                if token == unknown and text[start:end] not in pieces:
                     counts[text[start:end]] += count
         return counts
 

@@ -101,6 +101,9 @@ def joined(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
+_OFTEN: Final = 0.5  # a judge that contradicts itself so often is told of beside what it says
+
+
 # --- findings ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +176,10 @@ def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate]) -> str
         ]
         if won:
             sentences.append(f"{_by(judge)}, {joined(won)} of pairs (ties count half).")
+        swapped = [r.inconsistent.value for r in rates if r.judge == judge and r.second in early and r.inconsistent]
+        if swapped and max(swapped) > _OFTEN:
+            worst = figure(max(swapped), "%")
+            sentences.append(f"Asked in the other order, it says the opposite on up to {worst} of pairs.")
     return " ".join(sentences)
 
 
@@ -181,13 +188,14 @@ def _by(judge: str) -> str:
 
 
 def _rivals(first: Policy, second: Policy, measures: Measures, rates: Sequence[WinRate]) -> str:
-    """Two arms: the primary measures, paired, and who wins more often."""
-    known = {c.name: c for c in measures.columns}
+    """Two arms: the primary measures, paired, whatever else differs beyond doubt, and who wins more often."""
     parts = []
-    for name in PRIMARY:
-        found = measures.difference(first.name, second.name, name)
-        if found is not None:
-            column = known[name]
+    for column in measures.columns:
+        found = measures.difference(first.name, second.name, column.name)
+        if found is None:
+            continue
+        differs = column.is_main and found.estimate.excludes_zero and found.p_holm < 0.05
+        if column.name in PRIMARY or differs:
             parts.append(f"{column.label} {signed(found.estimate, column.unit)}: {verdict(found, column)}.")
     for rate in rates:
         if (rate.first, rate.second) == (first.name, second.name):
