@@ -40,9 +40,7 @@ def differences(ours: Outcome, theirs: Outcome) -> float:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_update_is_that_of_trl(case: Case) -> None:
-    """Scores and losses to a millionth, the first gradients to two (either side is half a millionth from what float64
-    gives); after all steps, weights to 1e-4 of the way they went.
-    """
+    """Scores, losses and the first gradients to a millionth; after all steps, weights to 1e-5 of the way they went."""
     theirs = load_file(FIXTURE)
     with safe_open(FIXTURE, "pt") as file:
         notes = file.metadata()
@@ -50,11 +48,10 @@ def test_the_update_is_that_of_trl(case: Case) -> None:
     assert torch.allclose(ours.scores, theirs[f"{case.name}.scores"], atol=1e-6)
     for name in ("policy", "value"):
         assert len(ours.gradients[name]) == case.num_epochs * case.num_minibatches
-        assert distance(ours.gradients[name][0], theirs[f"{case.name}.{name}.gradient"]) < 2e-6
-        assert distance(ours.changes[name], theirs[f"{case.name}.{name}.change"]) < 1e-4
+        assert distance(ours.gradients[name][0], theirs[f"{case.name}.{name}.gradient"]) < 1e-6
+        assert distance(ours.changes[name], theirs[f"{case.name}.{name}.change"]) < 1e-5
     for name in ("kl", "objective", "policy_loss", "value_loss", "clipfrac", "value_clipfrac"):
-        # A millionth of the terms that they are means of, which are of size 1: the means themselves are smaller.
-        assert ours.averages[name] == pytest.approx(float(notes[f"{case.name}.{name}"]), abs=1e-6), name
+        assert ours.averages[name] == pytest.approx(float(notes[f"{case.name}.{name}"]), rel=1e-6, abs=1e-7), name
 
 
 def test_the_frozen_update_is_no_easy_case() -> None:

@@ -69,7 +69,8 @@ def _attention(layer: Any, x: Tensor, turn: tuple[Tensor, Tensor], slots: Tensor
 
     def turned(projection: nn.Linear) -> Tensor:
         heads = F.linear(x, projection.weight).view(len(x), -1, size)
-        return rows(torch.addcmul(heads * cos, heads.roll(size // 2, dims=-1), sin).to(heads.dtype))
+        # Not addcmul: one rounding less than the model's own forward takes is one that differs from it.
+        return rows((heads * cos + heads.roll(size // 2, dims=-1) * sin).to(heads.dtype))
 
     queries, keys = turned(layer.q_proj), turned(layer.k_proj)
     values = rows(F.linear(x, layer.v_proj.weight).view(len(x), -1, size))
