@@ -19,9 +19,10 @@ from cai.rl.learner import rate_factor
 from cai.rl.models import Policy, RewardModel, Row, pack, plan_batches, score_head
 from cai.rl.ppo import PPOTrainer
 from cai.rl.rollout import sample_responses
+from cai.rl.sampler import prompt_order
 from cai.rl.settings import DIAGNOSTICS, PPOSettings
 from cai.rl.values import SharedValue, ValueModel
-from cai.stages.ppo import PPO, prompt_order
+from cai.stages.ppo import PPO
 from cai.types import Prompt, Turn
 
 END = 2

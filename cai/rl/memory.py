@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from cai.errors import ModelError
+from cai.rl.rollout import ROLLOUT_TOKENS
 from cai.rl.settings import PPOSettings
 
 __all__ = ["Budget", "budget", "check_budget", "free_bytes"]
@@ -60,7 +61,7 @@ def budget(
     tokens = max(max_tokens, length)
     kept = layers * (_KEPT * hidden + _KEPT_MLP * wide) * half * num_trained
     logits = 3 * vocabulary * 4  # as they are, upcast or exponentiated, and their gradient
-    rows = min(settings.batch_size, max(8 * settings.max_batch_tokens // length, 1))
+    rows = min(settings.batch_size, max(ROLLOUT_TOKENS * settings.max_batch_tokens // length, 1))
     return Budget(
         networks=num_parameters * (4 * _ADAM * num_trained + 2 * half),
         activations=tokens * (kept + logits),

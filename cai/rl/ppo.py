@@ -24,16 +24,13 @@ from cai.rl.diagnostics import diagnose
 from cai.rl.learner import Learner
 from cai.rl.losses import adapted_beta, gae, kl_k1, kl_k3, masked_whiten, shaped_rewards
 from cai.rl.models import Packed, Policy, Row, autocast, batch_budget, pack, plan_batches
-from cai.rl.rollout import Rollout, Update, sample_responses
+from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, Update, sample_responses
 from cai.rl.settings import PPOSettings
 from cai.rl.values import Value
 
 __all__ = ["PPOTrainer"]
 
 _ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
-
-# Sampling keeps no activations for a backward pass, so its batches may be this many times larger.
-_ROLLOUT_TOKENS = 8
 
 
 class PPOTrainer:
@@ -118,7 +115,7 @@ class PPOTrainer:
                 seeds=[seed_of(s.seed, purpose, self.num_updates, row) for row in range(len(prompts))],
                 max_new_tokens=s.max_new_tokens,
                 stop_ids=self.stop_ids,
-                max_batch_tokens=_ROLLOUT_TOKENS * s.max_batch_tokens,
+                max_batch_tokens=ROLLOUT_TOKENS * s.max_batch_tokens,
             )
         return rollout, self.reward(rollout.closed(self.stop_ids[0])).to(self.device)
 

@@ -9,7 +9,11 @@ from torch import Tensor
 from cai.models.decoding import Decoded, sample
 from cai.rl.models import Policy, Row, plan_batches
 
-__all__ = ["Rollout", "Update", "sample_responses"]
+__all__ = ["ROLLOUT_TOKENS", "Rollout", "Update", "sample_responses"]
+
+
+# Sampling keeps no activations for a backward pass, so its batches may be this many times larger.
+ROLLOUT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,11 @@ from cai.records import read_records, seed_of
 from cai.rewards import Part, score
 from cai.rl.losses import kl_k1, kl_k3, masked_mean
 from cai.rl.models import Policy, RewardModel, Row, autocast, batch_budget, pack, plan_batches
-from cai.rl.rollout import Rollout, sample_responses
+from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, sample_responses
 from cai.rl.sampling_settings import SamplingSettings
 from cai.types import Prompt
 
-__all__ = ["Sampler", "Samples", "in_epochs", "mean_columns"]
-
-# Sampling keeps no activations, so its batches may be this many times larger than those of scoring.
-_ROLLOUT_TOKENS = 8
+__all__ = ["Sampler", "Samples", "in_epochs", "mean_columns", "prompt_order"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Sampler:
                 seeds=seeds,
                 max_new_tokens=s.max_new_tokens,
                 stop_ids=self.stop_ids,
-                max_batch_tokens=_ROLLOUT_TOKENS * s.max_batch_tokens,
+                max_batch_tokens=ROLLOUT_TOKENS * s.max_batch_tokens,
             )
         model.train(training)
         texts = [
@@ -156,8 +153,13 @@ def mean_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, float | No
 
 def in_epochs(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
     """Prompts without end: epoch after epoch, each in an order of its own."""
-    epoch = 0
+    return (prompts[index] for index in prompt_order(len(prompts), seed))
+
+
+def prompt_order(num_prompts: int, seed: int, skip: int = 0) -> Iterator[int]:
+    """Their indices, from number `skip` on."""
+    epoch, start = divmod(skip, num_prompts)
     while True:
-        for index in np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(len(prompts)).tolist():
-            yield prompts[index]
-        epoch += 1
+        order = np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(num_prompts).tolist()
+        yield from order[start:]
+        epoch, start = epoch + 1, 0

@@ -1,7 +1,7 @@
 """Stage rl: PPO against the reward model, with a KL penalty to SL-CAI (InstructGPT section 3.5)."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -10,7 +10,7 @@ from cai import rewards
 from cai.errors import ConfigError, DataError, unknown
 from cai.models.documents import Documents
 from cai.progress import progress
-from cai.records import read_records, seed_of, write_json, write_rows
+from cai.records import read_records, write_json, write_rows
 from cai.rewards import Part, check_parts, texts_of
 from cai.rl.settings import DIAGNOSTICS, PPOSettings
 from cai.scorers import Scorer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cai.rl.ppo import PPOTrainer
     from cai.rl.rollout import Rollout
 
-__all__ = ["PPO", "prompt_order"]
+__all__ = ["PPO"]
 
 _CHECKPOINTS: Final = "checkpoints.journal"  # the store drops what ends so
 
@@ -140,6 +140,7 @@ class _Run:
         """One update, with its row of the curve, warnings and checkpoint."""
         from cai.rl.checkpoints import save
         from cai.rl.diagnostics import warn
+        from cai.rl.sampler import prompt_order
 
         s, number = self.stage, len(self.curve) + 1
         order = prompt_order(len(self.prompts), s.seed, skip=len(self.curve) * s.batch_size)
@@ -256,14 +257,3 @@ def _check_lengths(stage: PPO, longest: int, config: "PreTrainedConfig", path: s
             f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {stage.max_new_tokens} is "
             f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
         )
-
-
-def prompt_order(num_prompts: int, seed: int, skip: int = 0) -> Iterator[int]:
-    """Indices of prompts without end, from number `skip` on: epoch after epoch, each in an order of its own."""
-    import numpy as np
-
-    epoch, start = divmod(skip, num_prompts)
-    while True:
-        order = np.random.default_rng(seed_of(seed, "prompts", epoch)).permutation(num_prompts).tolist()
-        yield from order[start:]
-        epoch, start = epoch + 1, 0
