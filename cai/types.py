@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 __all__ = [
     "Comparison",
     "Demonstration",
+    "Feedback",
     "Judgment",
     "Pair",
     "Preference",
     "Prompt",
     "PromptSets",
+    "Provenance",
     "Response",
     "Revision",
     "Turn",
@@ -106,12 +108,53 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What a labeler said about a comparison, as it was said; `cai.labelers.feedback` turns it into pairs.
+
+    Indices are into the comparison's `responses`; `shown` is the order in which these stood. `ranking` goes from best
+    to worst, the responses of a group are tied, and those in no group are not compared. `strength` says how much better
+    the first group is than the second: 1 slightly, 2 better, 3 much better, 0 when not asked. `ratings` (1 to 7, 0 when
+    not given) and `flags` (the yes/no questions answered yes) go by response. `corrected` is the response that the
+    labeler edited and `correction` what became of it. `skipped` says why there is no verdict; `instructions` is the
+    version of what the labeler was told.
+    """
+
+    shown: tuple[int, ...]
+    ranking: tuple[tuple[int, ...], ...] = ()
+    strength: int = field(default=0, metadata={"spare": True})
+    ratings: tuple[int, ...] = field(default=(), metadata={"spare": True})
+    flags: tuple[tuple[str, ...], ...] = field(default=(), metadata={"spare": True})
+    corrected: int | None = field(default=None, metadata={"spare": True})
+    correction: str = field(default="", metadata={"spare": True})
+    critique: str = field(default="", metadata={"spare": True})
+    skipped: str | None = field(default=None, metadata={"spare": True})
+    instructions: str = field(default="", metadata={"spare": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """When a judgment was given (UTC, ISO 8601) and what it took, over all its attempts (`cost` in USD). `mode` is how a server answered: `logprob`,
+    `decision`, `sampled` or `parsed`. Labelers that compute on this machine leave it out: the same run gives the same
+    bytes, and clocks do not repeat; what their stage took is in run.json.
+    """
+
+    labeled_at: str
+    seconds: float
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    cost: float = 0.0
+    num_attempts: int = 1
+    mode: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judgment:
     """A labeler's verdict on one comparison.
 
-    `pairs` holds the verdict, in the comparison's own response order, whatever order was shown. An abstention has no
-    pairs and says why in `abstained`. `evidence` keeps what the verdict was made of, as plain JSON: for the AI labeler
-    a row per pair, principle and order shown, with the raw option log-probabilities. `person` is empty for a model.
+    `pairs` holds the verdict, in the comparison's own response order, whatever order was shown; the index after the
+    last response is `feedback.correction`, where there is one. An abstention has no pairs and says why in `abstained`.
+    `evidence` keeps what the verdict was made of, as plain JSON: for the AI labeler a row per pair, principle and order
+    shown, with the raw option log-probabilities. `person` is empty for a model.
     """
 
     id: str
@@ -123,6 +166,8 @@ class Judgment:
     templates: dict[str, str] = field(default_factory=dict)
     evidence: tuple[dict[str, object], ...] = ()
     abstained: str | None = None
+    feedback: Feedback | None = field(default=None, metadata={"spare": True})
+    provenance: Provenance | None = field(default=None, metadata={"spare": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
