@@ -133,9 +133,11 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """When a judgment was given (UTC, ISO 8601) and what it took, over all its attempts (`cost` in USD). `mode` is how a server answered: `logprob`,
-    `decision`, `sampled` or `parsed`. Labelers that compute on this machine leave it out: the same run gives the same
-    bytes, and clocks do not repeat; what their stage took is in run.json.
+    """When a judgment was given (UTC, ISO 8601) and what it took, over all its attempts; `cost` is in USD.
+
+    `mode` is how a server answered: `logprob`, `decision`, `sampled` or `parsed`. Labelers that compute on this machine
+    leave all of it out: the same run gives the same bytes, and clocks do not repeat. What their stage took is in
+    run.json.
     """
 
     labeled_at: str
