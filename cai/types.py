@@ -111,12 +111,12 @@ class Pair:
 class Feedback:
     """What a labeler said about a comparison, as it was said; `cai.labelers.feedback` turns it into pairs.
 
-    Indices are into the comparison's `responses`; `shown` is the order in which these stood. `ranking` goes from best
-    to worst, the responses of a group are tied, and those in no group are not compared. `strength` says how much better
-    the first group is than the second: 1 slightly, 2 better, 3 much better, 0 when not asked. `ratings` (1 to 7, 0 when
-    not given) and `flags` (the yes/no questions answered yes) go by response. `corrected` is the response that the
-    labeler edited and `correction` what became of it. `skipped` says why there is no verdict; `instructions` is the
-    version of what the labeler was told.
+    Indices are into the comparison's `responses`; `shown` is the order in which these stood, empty where nobody knows
+    it. `ranking` goes from best to worst, the responses of a group are tied, and those in no group are not compared.
+    `strength` says how much better the first group is than the second: 1 slightly, 2 better, 3 much better, 0 when not
+    asked. `ratings` (1 to 7, 0 when not given) and `flags` (the yes/no questions answered yes) go by response.
+    `corrected` is the response that the labeler edited and `correction` what became of it. `skipped` says why there is
+    no verdict; `instructions` is the version of what the labeler was told.
     """
 
     shown: tuple[int, ...]

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cai.labelers.feedback import own_pairs
 from cai.types import Comparison, Judgment
 
 __all__ = ["between_people", "both_orders", "cohen_kappa", "first_judgments", "position", "verdicts", "with_gold"]
@@ -92,8 +93,8 @@ def between_people(judgments: Iterable[Judgment]) -> dict[str, Any]:
     for given in by_comparison.values():
         if len(given) < 2:
             continue
-        other = {(pair.first, pair.second): pair.p for pair in given[1].pairs}
-        for pair in given[0].pairs:
+        other = {(pair.first, pair.second): pair.p for pair in own_pairs(given[1])}
+        for pair in own_pairs(given[0]):
             q = other.get((pair.first, pair.second))
             if q is None:
                 continue
@@ -137,7 +138,7 @@ def with_gold(comparisons: Sequence[Comparison], judgments: Mapping[str, Judgmen
     num_equal = 0
     for comparison in comparisons:
         judgment = judgments.get(comparison.id)
-        for pair in judgment.pairs if judgment else ():
+        for pair in own_pairs(judgment) if judgment else ():
             difference = gold[comparison.id][pair.first] - gold[comparison.id][pair.second]
             if difference == 0 or math.isnan(difference):
                 num_equal += 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
+from cai.labelers.feedback import own_pairs
 from cai.labelers.statistics import both_orders, first_judgments
 from cai.report.agreement import Agreement, Estimator, human_ceiling
 from cai.report.runs import Run, by_arm
@@ -92,9 +93,9 @@ class _Judged:
     counted: tuple[float, int] | None
 
     def labels(self) -> Iterator[tuple[Key, float]]:
-        """The label of every pair: probability of the pair's first response."""
+        """The label of every pair of sampled responses: probability of the pair's first response."""
         for judgment in first_judgments(self.judgments).values():
-            for pair in judgment.pairs:
+            for pair in own_pairs(judgment):
                 yield _key(judgment, pair), pair.p
 
     def prompt(self, key: Key) -> str:
@@ -233,7 +234,7 @@ def _people(judged: Mapping[int, _Judged], estimator: Estimator) -> Agreement | 
     for seed, one in judged.items():
         given: dict[Key, list[float]] = defaultdict(list)
         for judgment in one.judgments:
-            for pair in judgment.pairs:
+            for pair in own_pairs(judgment):
                 given[_key(judgment, pair)].append(pair.p)
         rows[seed] = [
             (one.prompt(k), ps[0] > 0.5, ps[1] > 0.5) for k, ps in given.items() if len(ps) > 1 and 0.5 not in ps[:2]

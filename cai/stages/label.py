@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from cai.errors import LabelerError
 from cai.labelers.base import Labeler
+from cai.labelers.feedback import preference_of
 from cai.labelers.journaled import label_journaled
 from cai.labelers.statistics import between_people, first_judgments, position, verdicts, with_gold
 from cai.records import read_records, write_json, write_records
 from cai.scorers import Scorer
-from cai.types import Comparison, Judgment, Preference
+from cai.types import Comparison, Judgment
 
 __all__ = ["Label"]
 
@@ -46,13 +47,7 @@ class Label:
                 f"there is nothing to train a reward model on. What it said: {output / 'judgments.journal'}"
             )
         preferences = [
-            Preference(
-                id=comparison.id,
-                prompt=comparison.prompt,
-                responses=tuple(response.text for response in comparison.responses),
-                pairs=labels[comparison.id].pairs,
-                labeler=labels[comparison.id].labeler,
-            )
+            preference_of(comparison, labels[comparison.id])
             for comparison in comparisons
             if labels[comparison.id].pairs
         ]
