@@ -9,12 +9,13 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 import cai.models.decoding as decoding
 from cai.errors import ModelError
 from cai.models.decoding import Decoded, Work, common_prefix, draw, sample, uniforms
-from cai.models.llama import LlamaStep
+from cai.models.llama import LlamaSteps
 from cai.models.masks import takes_masks
 
 SHARED = list(range(10, 22))
 # Lengths from 1 to 16, two alike, four that begin alike; id 0 (a usual padding id) and stop ids inside a prompt.
 PROMPTS = [[3, 4, 5], [*SHARED, 1, 2], [9], [*SHARED, 0, 0, 0, 31], [*SHARED, 1, 2], [*SHARED, 30]]
+SHARING = [[*SHARED, 1, 2], [*SHARED, 0, 0, 0, 31], [*SHARED, 30], [*SHARED, 5, 6, 7, 8, 9]]
 STOPS = (4, 30, 31)
 
 
@@ -132,12 +133,14 @@ def test_stopping_by_a_function_of_the_ids():
     assert longest == 16 and all(row.finished for row in rows)
 
 
-def test_the_quick_step_equals_the_models_own(monkeypatch: pytest.MonkeyPatch):
-    model = llama(40)
-    assert LlamaStep.fits(model) and not LlamaStep.fits(sliding_model())
-    quick = decode(model)
-    monkeypatch.setattr(LlamaStep, "fits", staticmethod(lambda model: False))
-    own = decode(model)
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARING], ids=["apart", "sharing"])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_the_quick_steps_equal_the_models_own(prompts, kv_heads: int, monkeypatch: pytest.MonkeyPatch):
+    model = llama(40, kv_heads=kv_heads)
+    assert LlamaSteps.fits(model) and not LlamaSteps.fits(sliding_model())
+    quick = decode(model, prompts)
+    monkeypatch.setattr(LlamaSteps, "fits", staticmethod(lambda model: False))
+    own = decode(model, prompts)
     assert [row.ids for row in quick] == [row.ids for row in own]
     for one, other in zip(quick, own, strict=True):
         np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)

@@ -17,7 +17,7 @@ from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from cai.errors import ModelError
-from cai.models.llama import LlamaStep
+from cai.models.llama import LlamaSteps
 from cai.models.masks import blocked, takes_masks
 
 __all__ = ["Decoded", "Work", "common_prefix", "draw", "sample", "uniforms"]
@@ -255,12 +255,12 @@ class _Cached:
         self.mask: Tensor | None = None
         self.positions: Tensor | None = None
         self.cache: Cache = DynamicCache(config=model.config)
-        self.quick: LlamaStep | None = None
+        self.quick: LlamaSteps | None = None
         if takes_masks(model):
             self.cache = Cache(layers=[_Buffer() for _ in self.cache.layers])  # type: ignore[no-untyped-call]
             self.positions = torch.tensor(widths, device=model.device)[:, None]
-            if isinstance(model, LlamaForCausalLM) and LlamaStep.fits(model):
-                self.quick = LlamaStep(model)
+            if isinstance(model, LlamaForCausalLM) and LlamaSteps.fits(model):
+                self.quick = LlamaSteps(model, self.width + max_new_tokens)
             if min(widths) < self.width:
                 columns = torch.arange(self.width + max_new_tokens, device=model.device)
                 holes = (columns >= self.positions) & (columns < self.width)
@@ -291,6 +291,8 @@ class _Cached:
 
     def _forward(self, ids: Tensor) -> None:
         """Read `ids` (U, tokens) into the cache."""
+        if self.quick is not None:
+            return self.quick.read(ids, self.cache)
         self.model.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
 
     def _reorder(self, rows: list[int]) -> None:

@@ -1,9 +1,11 @@
-"""One decoding step of a small Llama, in fewer and larger operations than its modules take.
+"""Decoding with a small Llama, in fewer and larger operations than its modules take.
 
 A step of a small model on a CPU spends as long on starting operations as on arithmetic. Fusing projections and leaving
-out the module machinery halves a step of the sandbox model; the numbers are the same up to rounding (tested).
+out the module machinery halves a step of the sandbox model, and reading a prompt stops at the last layer's keys and
+values; the numbers are the same up to rounding (tested).
 
-Letters of shapes: B rows, D model width, H query heads, G key heads, S head size, F width of the feed-forward, T keys.
+Letters of shapes: B rows, D model width, H query heads, G key heads, S head size, F width of the feed-forward, T keys,
+L tokens to read.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
-__all__ = ["LlamaStep"]
+__all__ = ["LlamaSteps"]
 
 _MOST_PARAMETERS = 50_000_000  # above, arithmetic dominates and a second copy of the weights costs too much memory
 
@@ -31,8 +33,8 @@ class _Layer:
     down: Tensor
 
 
-class LlamaStep:
-    """The forward of `model` for one token per row; weights are taken as they are now."""
+class LlamaSteps:
+    """`model` reading prompts and then a token per row and step; weights are taken as they are now."""
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
@@ -43,7 +45,8 @@ class LlamaStep:
         plain = all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith("_proj"))
         return plain and not config.attention_bias and not config.mlp_bias and config.hidden_act == "silu"
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
+        """For rows of at most `num_positions` tokens."""
         config = model.config
         self.model = model
         self.eps = config.rms_norm_eps
@@ -51,6 +54,10 @@ class LlamaStep:
         self.size = first.head_dim
         self.num_keys = first.k_proj.out_features // self.size
         self.num_rotated = first.q_proj.out_features // self.size + self.num_keys
+        cos, sin = model.model.rotary_emb(model.lm_head.weight, torch.arange(num_positions, device=model.device)[None])
+        half = self.size // 2
+        # x * cos + rotate_half(x) * sin, with the sign of rotate_half put into sin
+        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # (num_positions, S)
         self.layers = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -65,19 +72,35 @@ class LlamaStep:
                 )
             )
 
+    def read(self, ids: Tensor, cache: Cache) -> None:
+        """Put the keys and values of `ids` (B, L) into `cache`, behind what is there; the last layer needs no more."""
+        (num_rows, length), start = ids.shape, cache.get_seq_length()
+        x: Tensor = self.model.model.embed_tokens(ids).flatten(0, 1)
+        turn = self.cos[start : start + length, None], self.sin[start : start + length, None]  # (L, 1, S) each
+        later = torch.ones(length, start + length, dtype=torch.bool, device=ids.device).tril(start) if start else None
+        for number, layer in enumerate(self.layers):
+            heads = self._heads(x, layer).view(num_rows, length, -1, self.size)
+            turned = self._turned(heads, *turn)
+            keys, values = cache.update(
+                turned[:, :, -self.num_keys :].transpose(1, 2), heads[:, :, self.num_rotated :].transpose(1, 2), number
+            )
+            if number == len(self.layers) - 1:
+                return
+            queries = turned[:, :, : -self.num_keys].transpose(1, 2)
+            shared = queries.shape[1] != keys.shape[1]
+            seen = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=later, is_causal=not start, enable_gqa=shared
+            )
+            x = self._rest(x, seen.transpose(1, 2).reshape(num_rows * length, -1), layer)
+
     def __call__(self, tokens: Tensor, positions: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
         """Logits (B, V) after `tokens` (B) at `positions` (B, 1); `mask` (B, 1, 1, T) is added to attention scores."""
-        body, width, half = self.model.model, self.model.config.hidden_size, self.size // 2
         num_rows = len(tokens)
-        x: Tensor = body.embed_tokens(tokens)
-        cos, sin = body.rotary_emb(x, positions)  # (B, 1, S) each
-        # x * cos + rotate_half(x) * sin, with the sign of rotate_half put into sin
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        x: Tensor = self.model.model.embed_tokens(tokens)
+        turn = self.cos[positions], self.sin[positions]  # (B, 1, S) each
         for number, layer in enumerate(self.layers):
-            heads = F.linear(F.rms_norm(x, (width,), layer.before, self.eps), layer.qkv)
-            heads = heads.view(num_rows, -1, self.size)  # (B, H + 2 G, S)
-            turned = heads[:, : self.num_rotated]
-            turned = torch.addcmul(turned * cos, turned.roll(half, dims=-1), sin)
+            heads = self._heads(x, layer).view(num_rows, -1, self.size)  # (B, H + 2 G, S)
+            turned = self._turned(heads, *turn)
             keys, values = cache.update(
                 turned[:, -self.num_keys :, None], heads[:, self.num_rotated :, None], number
             )  # (B, G, T, S)
@@ -89,7 +112,22 @@ class LlamaStep:
                 scores.view(num_rows, -1, scores.shape[-1]).add_(mask[:, 0])
             weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
             seen = torch.bmm(weights, values.flatten(0, 1))  # (B G, H / G, S)
-            x = torch.addmm(x, seen.reshape(num_rows, -1), layer.out)
-            gate, up = F.linear(F.rms_norm(x, (width,), layer.between, self.eps), layer.gate_up).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), layer.down)
-        return F.linear(F.rms_norm(x, (width,), body.norm.weight, self.eps), self.model.lm_head.weight)
+            x = self._rest(x, seen.reshape(num_rows, -1), layer)
+        return F.linear(self._normed(x, self.model.model.norm.weight), self.model.lm_head.weight)
+
+    def _turned(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The queries and keys (..., H + G, S) of `heads` (..., H + 2 G, S), turned by their positions."""
+        turned = heads[..., : self.num_rotated, :]
+        return torch.addcmul(turned * cos, turned.roll(self.size // 2, dims=-1), sin)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+    def _heads(self, x: Tensor, layer: _Layer) -> Tensor:
+        return F.linear(self._normed(x, layer.before), layer.qkv)
+
+    def _rest(self, x: Tensor, seen: Tensor, layer: _Layer) -> Tensor:
+        """What a layer makes of its input and of what its attention saw."""
+        x = torch.addmm(x, seen, layer.out)
+        gate, up = F.linear(self._normed(x, layer.between), layer.gate_up).chunk(2, dim=-1)
+        return torch.addmm(x, F.silu(gate).mul_(up), layer.down)
