@@ -306,7 +306,10 @@ def _rl(root: Path, seed: int, arm: str, num_updates: int, columns: Sequence[str
                     "helpful": 0.5 + 0.4 * t}  # fmt: skip
         row |= {n: v for n, v in measured.items() if columns is None or n in columns}
         rows.append({n: v if n in ("update", "beta") else v + float(rng.normal(0, 0.03)) for n, v in row.items()})
+        if k % 5 == 0:  # as validate_every=5 does
+            rows[-1] |= {f"validation_{n}": rows[-1][n] for n in ("score_mean", "gold") if n in rows[-1]}
     write_rows(folder / "curve.jsonl", rows)
+    write_json(folder / "ppo.json", {"kept_update": 5, "warnings": {}})
     return folder
 
 

@@ -154,7 +154,7 @@ def test_every_part_is_there_in_order(page: str) -> None:
     parts = re.findall(r'<section id="(\w+)">', page)
     assert parts == ["responses", "differences", "wins", "labels", "reward", "rl", "samples", "constitution", "revise",
                      "cost", "limits", "provenance"]  # fmt: skip
-    assert [int(n) for n in re.findall(r"<b>Figure (\d)\.</b>", page)] == list(range(1, 8))
+    assert [int(n) for n in re.findall(r"<b>Figure (\d)\.</b>", page)] == list(range(1, 9))
     assert 'class="absent"' not in page
 
 
@@ -257,6 +257,15 @@ def test_reward_model_figures(figures: dict[str, Any], runs: list[Path]) -> None
     assert models["RLAIF"]["log_loss"]["value"] > models["RLAIF"]["entropy_floor"]["value"] > 0.3
     assert sum(b["num"] for b in models["RLHF"]["bins"]) == models["RLHF"]["num_pairs"] == len(rows)
     assert set(models["RLHF"]["by_tag"]) == {"red_team", "helpful"}
+
+
+def test_the_policy_that_was_kept_is_marked(figures: dict[str, Any], runs: list[Path]) -> None:
+    panels = figures["checkpoint_choice"]
+    assert list(panels) == ["Reward-model score (proxy)", "Gold score"]
+    rows = read_rows(Path(read_json(runs[0] / "run.json")["stages"]["rl"]["path"]) / "curve.jsonl")
+    validated = [row for row in rows if "validation_gold" in row]
+    curve = panels["Gold score"][0]
+    assert curve["y"] == [row["validation_gold"] for row in validated] and curve["kept"] == 5.0
 
 
 def test_harm_by_number_of_revisions(figures: dict[str, Any]) -> None:

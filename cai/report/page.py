@@ -15,7 +15,15 @@ from cai.report.revisions import Revised, RevisionScores, revision_counts, revis
 from cai.report.runs import Policy, Run, policies_of, read_runs
 from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
 from cai.report.statistics import Bootstrap
-from cai.report.training import Cost, RewardModel, costs, over_optimisation, reward_models, rl_curves
+from cai.report.training import (
+    Cost,
+    RewardModel,
+    checkpoint_choice,
+    costs,
+    over_optimisation,
+    reward_models,
+    rl_curves,
+)
 from cai.report.words import findings, label_findings
 
 __all__ = ["Report", "as_json", "gather", "pictures", "write_report"]
@@ -42,6 +50,7 @@ class Report:
     reward_models: tuple[RewardModel, ...]
     curves: dict[str, list[Curve]]
     over_optimisation: dict[str, list[Curve]]
+    checkpoint_choice: dict[str, list[Curve]]
     samples: tuple[Card, ...]
     constitutions: tuple[UsedConstitution, ...]
     revisions: tuple[Revised, ...]
@@ -97,6 +106,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         reward_models=tuple(rewards),
         curves=rl_curves(runs, series),
         over_optimisation=proxies,
+        checkpoint_choice=checkpoint_choice(runs, series),
         samples=tuple(sample_sheet(policies, series, _SEED)),
         constitutions=tuple(constitutions(runs)),
         revisions=tuple(revisions(runs, _SEED)),
@@ -154,6 +164,8 @@ def pictures(report: Report) -> dict[str, str]:
         drawn["curves"] = plots.curves(report.curves, x_label="update", columns=4)
     if report.over_optimisation:
         drawn["proxies"] = plots.curves(report.over_optimisation, x_label="√KL to SL-CAI", columns=2)
+    if report.checkpoint_choice:
+        drawn["choice"] = plots.curves(report.checkpoint_choice, x_label="update", columns=2)
     return drawn
 
 
@@ -216,6 +228,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "reward_models": [to_json(m) for m in report.reward_models],
         "curves": {t: [to_json(c) for c in lines] for t, lines in report.curves.items()},
         "over_optimisation": {t: [to_json(c) for c in lines] for t, lines in report.over_optimisation.items()},
+        "checkpoint_choice": {t: [to_json(c) for c in lines] for t, lines in report.checkpoint_choice.items()},
         "samples": [to_json(c) for c in report.samples],
         "constitutions": [_constitution_json(c) for c in report.constitutions],
         "revisions": [to_json(r) for r in report.revisions],

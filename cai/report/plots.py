@@ -68,12 +68,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One line: an arm in one seed. `x` and `y` have the same length."""
+    """One line: an arm in one seed. `x` and `y` have the same length; `kept` is the x that is marked, if any."""
 
     name: str
     series: int
     x: Sequence[float]
     y: Sequence[float]
+    kept: float | None = None
 
 
 def dots(
@@ -154,6 +155,8 @@ def curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str, columns: int)
                 colour = COLOURS[own[0].series]
                 for line in own if len(own) > 1 else ():
                     ax.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.4)
+                kept = [(x, y) for line in own for x, y in zip(line.x, line.y, strict=True) if x == line.kept]
+                ax.plot([x for x, _ in kept], [y for _, y in kept], "o", color=colour, markersize=7, fillstyle="none")
                 x, y = _mean_line(own)
                 ax.plot(x, y, color=colour, linewidth=1.7)
                 if y:

@@ -10,7 +10,7 @@ from cai.report.plots import Curve
 from cai.report.runs import Run, by_arm, stages_of
 from cai.report.statistics import Bootstrap, Estimate, mean_table
 
-__all__ = ["Cost", "RewardModel", "costs", "over_optimisation", "reward_models", "rl_curves"]
+__all__ = ["Cost", "RewardModel", "checkpoint_choice", "costs", "over_optimisation", "reward_models", "rl_curves"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,17 @@ def over_optimisation(runs: Sequence[Run], series: Mapping[str, int]) -> dict[st
         if found:
             panels[title] = found
     return panels if len(panels) == 2 else {}
+
+
+def checkpoint_choice(runs: Sequence[Run], series: Mapping[str, int]) -> dict[str, list[Curve]]:
+    """Proxy and gold on the prompts held out of PPO, by update, marked at the update whose policy was kept."""
+    panels: dict[str, list[Curve]] = {}
+    for title, name in (("Reward-model score (proxy)", "score_mean"), ("Gold score", "gold")):
+        for run in runs:
+            kept = (run.outputs["rl"].json("ppo.json") or {}).get("kept_update") if "rl" in run.outputs else None
+            for curve in _curves([run], series, f"validation_{name}"):
+                panels.setdefault(title, []).append(replace(curve, kept=kept))
+    return panels
 
 
 def _curves(runs: Sequence[Run], series: Mapping[str, int], name: str) -> Iterable[Curve]:
