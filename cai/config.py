@@ -90,8 +90,6 @@ class Settings:
             raise ConfigError(f"arms: needs two arms or more to compare (or none), got {', '.join(self.arms)}")
         if "reward" in self.steps:
             check_scorable(self.model.path)
-        if self.arms and "win_rate" not in self.steps:
-            raise ConfigError("arms: comparing arms needs 'win_rate' (and what feeds it) among the steps")
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """The nodes with a `_target_`, by their top-level key."""

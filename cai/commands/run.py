@@ -144,6 +144,8 @@ def _run(arms: Sequence[Prepared], folder: Path) -> list[Path]:
     folders = [folder / (arm.arm or "") for arm in arms]
     runs = [(arm, own, _run_arm(arm, own, store)) for arm, own in zip(arms, folders, strict=True)]
     for (a, own, of_a), (b, _, of_b) in combinations(runs, 2):
+        if "win_rate" not in of_a or "win_rate" not in of_b:  # arms that end with SL-CAI
+            continue
         name = f"win_rate_over_{b.arm}"
         of_a[name] = _head_to_head(a, of_a, of_b, store)
         print(pipeline.line(name, of_a[name]), flush=True)
