@@ -45,7 +45,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer to a prompt. `finished` is false when `max_new_tokens` cut it off before the end-of-turn token."""
+    """One answer to a prompt. `finished` is false when `max_new_tokens` cut it off before the end-of-turn token.
+    `failed` is why a server gave no answer at all; such a response has no text, and no stage hands it on.
+    """
 
     id: str
     prompt_id: str
@@ -53,6 +55,7 @@ class Response:
     model: str
     num_tokens: int
     finished: bool
+    failed: str | None = field(default=None, metadata={"spare": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

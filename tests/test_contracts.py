@@ -18,7 +18,7 @@ import cai.engines
 import cai.labelers
 import cai.stages
 from cai import constitution
-from cai.engines.base import Engine, EnginePrompt, Sampling
+from cai.engines.base import Engine, EnginePrompt, RemoteEngine, Sampling
 from cai.engines.scripted import ScriptedEngine
 from cai.engines.transformers import TransformersEngine
 from cai.labelers.ai import AILabeler
@@ -57,7 +57,7 @@ def keyword_only(found: type) -> bool:
 
 STAGES = [c for c in classes(cai.stages) if hasattr(c, "run") and hasattr(c, "version")]
 LABELERS = [c for c in classes(cai.labelers) if hasattr(c, "label") and c is not Labeler]
-ENGINES = [c for c in classes(cai.engines) if hasattr(c, "choice_logprobs") and c is not Engine]
+ENGINES = [c for c in classes(cai.engines) if hasattr(c, "choice_logprobs") and c not in (Engine, RemoteEngine)]
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------

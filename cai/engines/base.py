@@ -3,15 +3,27 @@
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cai.errors import ConfigError
-from cai.types import Turn
+from cai.types import Provenance, Turn
 
-__all__ = ["Engine", "EngineFactory", "EnginePrompt", "Generation", "Sampling", "Usage"]
+__all__ = [
+    "Engine",
+    "EngineFactory",
+    "EnginePrompt",
+    "Generation",
+    "Receipt",
+    "RemoteEngine",
+    "Sampling",
+    "Scored",
+    "Usage",
+    "serves_by_name",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +52,41 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What one answer of a server took, over all its attempts; `attempts` says how each of them ended.
+
+    When every attempt went wrong, `failed` is the reason and `detail` what the server said, in one line: then there is
+    no answer, and what stands in its place (an empty text, impossible options) means nothing.
+    """
+
+    provenance: Provenance
+    attempts: tuple[str, ...]
+    failed: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """The continuation of prompt number `index`. `finished` is false when `max_new_tokens` cut it off."""
+    """The continuation of prompt number `index`. `finished` is false when `max_new_tokens` cut it off. A server's has a
+    `receipt`.
+    """
 
     index: int
     text: str
     num_tokens: int
     finished: bool
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A server's log-probabilities of the choices of prompt number `index`, as `Engine.choice_logprobs` has them; all
+    of them -inf when there is no answer.
+    """
+
+    index: int
+    logps: NDArray[np.float64]
+    receipt: Receipt
 
 
 @dataclass(slots=True)
@@ -54,13 +94,15 @@ class Usage:
     """Running totals of one engine: tokens read (after prefix sharing), tokens made, forward FLOPs.
 
     `unknown` counts words that the model's vocabulary lacks, by word, so that a constitution that the model cannot
-    read is reported and not met with silence.
+    read is reported and not met with silence. `cost` (USD) and `num_requests` are those of a server.
     """
 
     prompt_tokens: int = 0
     new_tokens: int = 0
     flops: float = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
+    cost: float = 0.0
+    num_requests: int = 0
 
 
 @runtime_checkable
@@ -97,9 +139,29 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """An engine that asks a server: answers cost money, come one by one, and may fail to come at all."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep every answer in a journal in `folder` from now on, and take those that are there already from it."""
+        ...
+
+    def score(self, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]]) -> Iterator[Scored]:
+        """`choice_logprobs` with receipts, one Scored per prompt as they come, in no particular order."""
+        ...
+
+
 class EngineFactory(Protocol):
     """Makes an engine for a model folder or hub id (an engine configuration with the model left open)."""
 
     def __call__(self, *, model: str) -> Engine:
         """Load `model` and return an engine for it."""
         ...
+
+
+def serves_by_name(factory: object) -> bool:
+    """Whether an engine factory finds its models on a server, by name, and not in folders: so says the attribute of
+    that name of the class it makes.
+    """
+    return bool(getattr(getattr(factory, "func", factory), "serves_by_name", False))

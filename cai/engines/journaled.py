@@ -1,16 +1,25 @@
 """Generation that survives being killed: responses go to a journal as they finish."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cai.engines.base import Engine, EnginePrompt, Sampling, Usage
+from cai.engines.base import Engine, EnginePrompt, Generation, RemoteEngine, Sampling, Usage
+from cai.errors import EngineError
 from cai.progress import progress
-from cai.records import Journal
+from cai.records import Journal, write_rows
 from cai.types import Response
 
-__all__ = ["cost_facts", "generate_journaled", "tell_unknown", "tell_unused", "trimmed"]
+__all__ = [
+    "cost_facts",
+    "generate_journaled",
+    "tell_unknown",
+    "tell_unused",
+    "trimmed",
+    "write_failed",
+]
 
 _BUFFER = 128  # texts per write and fsync
 _NAMED = 10  # unknown words that are named
@@ -23,8 +32,12 @@ def generate_journaled(
     """One response per prompt, in order, going on from the journal at `path`.
 
     `keys[i]` seeds `prompts[i]` and is its response's id; `prompt_ids[i]` says what it answers and `model` who answers.
-    Texts are as the engine gave them; `trimmed` takes off the white space around them.
+    Texts are as the engine gave them; `trimmed` takes off the white space around them. A server's single answers are
+    kept beside the journal as they come, and a response that it failed to give says so in `failed`, for the caller to
+    leave out. Raises EngineError when it failed to give any.
     """
+    if isinstance(engine, RemoteEngine):
+        engine.keep_in(path.parent)
     journal = Journal(path, Response)
     found = {response.id: response for response in journal.read()}
     done = frozenset(index for index, key in enumerate(keys) if key in found)
@@ -41,6 +54,7 @@ def generate_journaled(
                 model=model,
                 num_tokens=generation.num_tokens,
                 finished=generation.finished,
+                failed=_failure(generation),
             )
             found[response.id] = response
             buffer.append(response)
@@ -51,7 +65,30 @@ def generate_journaled(
                 buffer = []
         journal.append(buffer)
         bar.advance(len(buffer))
-    return [found[key] for key in keys]
+    responses = [found[key] for key in keys]
+    if responses and all(response.failed for response in responses):
+        raise EngineError(
+            f"{title}: none of the {len(responses)} texts came; the first: {responses[0].failed}; "
+            f"to ask again, delete the folder {path.parent}"
+        )
+    return responses
+
+
+def _failure(generation: Generation) -> str | None:
+    """Why there is no text, with what the server said and how often it was asked."""
+    receipt = generation.receipt
+    if receipt is None or receipt.failed is None:
+        return None
+    return f"{receipt.failed}: {receipt.detail} (attempts: {', '.join(receipt.attempts)})"
+
+
+def write_failed(folder: Path, responses: Sequence[Response]) -> dict[str, int]:
+    """Write failed.jsonl (a row per response that a server failed to give), if there are any; counts by reason."""
+    failed = [response for response in responses if response.failed]
+    if failed:
+        rows = [{"response_id": r.id, "prompt_id": r.prompt_id, "reason": r.failed} for r in failed]
+        write_rows(folder / "failed.jsonl", rows)
+    return dict(sorted(Counter(str(response.failed).partition(":")[0] for response in failed).items()))
 
 
 def trimmed(responses: Sequence[Response]) -> list[Response]:
@@ -75,9 +112,11 @@ def tell_unused(unused: Mapping[str, str], title: str) -> None:
 
 def cost_facts(usage: Usage) -> dict[str, float]:
     """What an engine has spent, as facts of a stage. Tokens read from a shared prefix are not counted twice."""
+    remote = {"num_requests": usage.num_requests, "cost": usage.cost} if usage.num_requests else {}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "new_tokens": usage.new_tokens,
         "flops": usage.flops,
         "unknown_words": sum(usage.unknown.values()),
+        **remote,
     }

@@ -5,22 +5,26 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from cai.constitution import Constitution, Principle
-from cai.engines.base import Engine, EngineFactory
+from cai.engines.base import Engine, EngineFactory, Receipt, RemoteEngine
 from cai.engines.journaled import cost_facts, tell_unknown, tell_unused
 from cai.errors import LabelerError
-from cai.labelers.slots import Slots, ask, read
+from cai.labelers.slots import Asked, Slots, ask, combined, read
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered
 from cai.records import fingerprint, seed_of
 from cai.types import Comparison, Judgment, Pair, Turn
 
-__all__ = ["ILL_FORMED", "NO_PRINCIPLE", "AILabeler"]
+__all__ = ["FAILED", "ILL_FORMED", "NO_PRINCIPLE", "AILabeler"]
 
 _CHUNK: Final = 256  # comparisons whose questions go to the engine together; resuming computes whole chunks
+# The same for a server, which keeps its answers one by one, and whose slowest answer every chunk waits for.
+_REMOTE_CHUNK: Final = 4096
 
+FAILED: Final = "failed"  # followed by : and the server's reason
 ILL_FORMED: Final = "ill_formed_answer"
 NO_PRINCIPLE: Final = "no_principle_applies"
 
@@ -59,7 +63,8 @@ class AILabeler:
     An answer is ill-formed when less than `min_mass` of the probability is on the options of some choice slot: the
     model wanted to say something else. A principle counts only if its answers are well-formed in every order asked
     (one order alone would let position bias in), a pair without such a principle gets no label, and a comparison
-    without a labelled pair is an abstention. Nothing is ever replaced by a random label.
+    without a labelled pair is an abstention. A question that a server failed to answer counts as ill-formed and keeps
+    its reason. Nothing is ever replaced by a random label.
     """
 
     name = "ai"
@@ -89,6 +94,7 @@ class AILabeler:
         self._min_mass = min_mass
         self._temperature = temperature
         self._num_unused = 0
+        self._folder: Path | None = None
         # Rendering once finds a template that cannot judge, before any model is loaded.
         self._slots: Slots = self._render((Turn("user", "x"),), ("x", "x"), constitution.principles[0]).slots
 
@@ -96,18 +102,28 @@ class AILabeler:
     def _engine(self) -> Engine:
         return self._factory(model=self._model)
 
+    def keep_in(self, folder: Path) -> None:
+        """See `cai.labelers.base.Keeper`."""
+        self._folder = folder
+
     def texts(self) -> dict[str, str]:
         """Hashes of the constitution, the judge template and the judge's weights."""
         hashes = {f"prompts/{name}": sha for name, sha in self._prompts.hashes(self._template).items()}
-        return {"constitution": self._constitution.sha256, **hashes, "judge": model_digest(self._model)}
+        judge = model_digest(self._model, self._factory)
+        return {"constitution": self._constitution.sha256, **hashes, "judge": judge}
 
     def label(self, comparisons: Sequence[Comparison], *, done: Collection[str] = ()) -> Iterator[Judgment]:
         """One judgment per comparison not in `done`, a chunk at a time, with all its pairs i < j."""
         unused = self._constitution.unused({tag for comparison in comparisons for tag in comparison.prompt.tags})
         tell_unused(unused, "label")
         self._num_unused = len(unused)
-        for start in range(0, len(comparisons), _CHUNK):
-            chunk = comparisons[start : start + _CHUNK]
+        size = _CHUNK
+        if isinstance(self._engine, RemoteEngine):
+            size = _REMOTE_CHUNK
+            if self._folder is not None:
+                self._engine.keep_in(self._folder)
+        for start in range(0, len(comparisons), size):
+            chunk = comparisons[start : start + size]
             if not all(comparison.id in done for comparison in chunk):
                 yield from (judgment for judgment in self._judge(chunk) if judgment.comparison_id not in done)
         tell_unknown(self._engine.usage, "label")
@@ -140,21 +156,12 @@ class AILabeler:
         questions = [question for comparison in comparisons for question in self._questions(comparison)]
         rendered = [self._render(q.comparison.prompt.turns, q.texts, q.principle) for q in questions]
         keys = [question.key for question in questions]
-        asked = ask(self._engine, self._slots, rendered, keys, seed=self._seed, temperature=self._temperature)
+        found = ask(self._engine, self._slots, rendered, keys, seed=self._seed, temperature=self._temperature)
         evidence: dict[str, list[dict[str, Any]]] = {comparison.id: [] for comparison in comparisons}
-        for question, branches in zip(questions, asked, strict=True):
-            answer = read(self._slots, branches)
-            well_formed = answer.mass > 0 and answer.mass >= self._min_mass
-            evidence[question.comparison.id].append(
-                {
-                    "pair": sorted(question.shown),
-                    "principle": question.principle.id,
-                    "shown": list(question.shown),
-                    "p": answer.probabilities[0] if well_formed else None,
-                    "mass": answer.mass,
-                    "branches": answer.rows,
-                }
-            )
+        receipts: dict[str, list[Receipt]] = {comparison.id: [] for comparison in comparisons}
+        for question, asked in zip(questions, found, strict=True):
+            evidence[question.comparison.id].append(self._row(question, asked))
+            receipts[question.comparison.id] += asked.receipts
         hashes = self._prompts.hashes(self._template)
         for comparison in comparisons:
             rows = evidence[comparison.id]
@@ -168,8 +175,31 @@ class AILabeler:
                 principle_ids=tuple(dict.fromkeys(row["principle"] for row in rows)),
                 templates=hashes,
                 evidence=tuple(rows),
-                abstained=None if pairs else ILL_FORMED if rows else NO_PRINCIPLE,
+                abstained=None if pairs else _why(rows),
+                provenance=combined(receipts[comparison.id]),
             )
+
+    def _row(self, question: _Question, asked: Asked) -> dict[str, Any]:
+        """What is kept of one question, as plain JSON."""
+        answer = read(self._slots, asked)
+        well_formed = answer.mass > 0 and answer.mass >= self._min_mass
+        failed = asked.failed
+        why = {"failed": failed.failed, "detail": failed.detail, "attempts": list(failed.attempts)} if failed else {}
+        return {
+            "pair": sorted(question.shown),
+            "principle": question.principle.id,
+            "shown": list(question.shown),
+            "p": answer.probabilities[0] if well_formed else None,
+            "mass": answer.mass,
+            "branches": answer.rows,
+            **why,
+        }
+
+
+def _why(rows: Sequence[dict[str, Any]]) -> str:
+    """Why no pair has a label."""
+    failed = next((row["failed"] for row in rows if "failed" in row), None)
+    return f"{FAILED}:{failed}" if failed else ILL_FORMED if rows else NO_PRINCIPLE
 
 
 def _pairs(rows: Sequence[dict[str, Any]], low: float, high: float) -> tuple[Pair, ...]:

@@ -1,11 +1,12 @@
 """The seam between comparisons and whoever judges them: one operation, label."""
 
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from cai.types import Comparison, Judgment
 
-__all__ = ["Labeler"]
+__all__ = ["Keeper", "Labeler"]
 
 
 @runtime_checkable
@@ -28,4 +29,13 @@ class Labeler(Protocol):
 
     def facts(self) -> dict[str, float]:
         """Totals for the stage's summary: tokens, FLOPs, cost in USD, abstentions, ..."""
+        ...
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A labeler that pays for what its judgments are made of, and keeps it."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Journals of single answers go to `folder`, from where a later call with the same comparisons goes on."""
         ...

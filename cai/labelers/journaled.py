@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.labelers.base import Labeler
+from cai.labelers.base import Keeper, Labeler
 from cai.progress import progress
 from cai.records import Journal
 from cai.types import Comparison, Judgment
@@ -17,8 +17,10 @@ def label_journaled(labeler: Labeler, comparisons: Sequence[Comparison], path: P
     """Every judgment of every comparison, in the order of `comparisons`, going on from the journal at `path`.
 
     The journal may hold the first judgment of its last comparison and not the second, so that comparison is judged
-    again and only what is missing is added.
+    again and only what is missing is added. A labeler that asks a server keeps its single answers beside it.
     """
+    if isinstance(labeler, Keeper):
+        labeler.keep_in(path.parent)
     journal = Journal(path, Judgment)
     judgments = {judgment.id: judgment for judgment in journal.read()}
     ids = list(dict.fromkeys(judgment.comparison_id for judgment in judgments.values()))

@@ -52,7 +52,7 @@ class JudgeReward:
     def texts(self) -> dict[str, str]:
         """Hashes of the constitution, the template and the judge's weights."""
         hashes = {f"prompts/{name}": sha for name, sha in self._prompts.hashes("rate").items()}
-        return {"constitution": self._constitution.sha256, **hashes, "judge": model_digest(self._model)}
+        return {"constitution": self._constitution.sha256, **hashes, "judge": model_digest(self._model, self._factory)}
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """The expected rating of each response, in [0, 1]."""
@@ -67,9 +67,9 @@ class JudgeReward:
                 keys.append(f"{key}/{principle.id}")
                 owners.append(index)
         ratings: list[list[float]] = [[] for _ in responses]
-        asked = ask(self._engine, self._slots, questions, keys, seed=self._seed, temperature=self._temperature)
-        for owner, branches in zip(owners, asked, strict=True):
-            answer = read(self._slots, branches)
+        found = ask(self._engine, self._slots, questions, keys, seed=self._seed, temperature=self._temperature)
+        for owner, asked in zip(owners, found, strict=True):
+            answer = read(self._slots, asked)
             if answer.mass > 0 and answer.mass >= self._min_mass:
                 top = len(answer.probabilities) - 1
                 ratings[owner].append(sum(i / top * p for i, p in enumerate(answer.probabilities)))

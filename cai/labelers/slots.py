@@ -7,14 +7,16 @@ choice, verdict-then-choice and chain of thought are templates, not code paths.
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from cai.engines.base import Engine, Sampling
+from cai.engines.base import Engine, EnginePrompt, Receipt, RemoteEngine, Sampling
+from cai.progress import progress
 from cai.prompts import ChoiceSlot, Rendered, TextSlot
+from cai.types import Provenance
 
-__all__ = ["Answer", "Branch", "Slots", "ask", "read"]
+__all__ = ["Answer", "Asked", "Branch", "Slots", "ask", "combined", "read"]
 
 Slots = tuple[ChoiceSlot | TextSlot, ...]
 
@@ -29,12 +31,28 @@ class Branch:
     logps: tuple[float, ...]
 
 
+@dataclass(slots=True)
+class Asked:
+    """What came back for one question: its branches in slot order, and the receipts of a server's answers. Once one of
+    these has failed, nothing more is asked and the branches are incomplete.
+    """
+
+    branches: list[Branch] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+
+    @property
+    def failed(self) -> Receipt | None:
+        """The receipt of the answer that did not come, if there is one."""
+        return next((receipt for receipt in self.receipts if receipt.failed), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Probabilities of the last slot's options, which sum to 1, and how they came about.
 
     `mass` is the smallest, over the choice slots, of the expected probability on the slot's options before
-    renormalising: near 0 when the model wanted to say something else. `rows` are the branches as plain JSON.
+    renormalising: near 0 when the model wanted to say something else, 0 when a server gave no answer. `rows` are the
+    branches as plain JSON.
     """
 
     probabilities: tuple[float, ...]
@@ -44,11 +62,12 @@ class Answer:
 
 def ask(
     engine: Engine, slots: Slots, questions: Sequence[Rendered], keys: Sequence[str], *, seed: int, temperature: float
-) -> list[list[Branch]]:
-    """The branches of every question, in slot order. Texts are sampled first, keyed by `keys[i]` and the way there;
-    then all options of all branches of all questions are scored in one call, so that the engine can share prefixes.
-    The same prompt is asked once: equal questions get equal answers, to the last bit.
+) -> list[Asked]:
+    """What is answered to every question. Texts are sampled first, keyed by `keys[i]` and the way there; then all
+    options of all branches of all questions are scored in one call, so that the engine can share prefixes. The same
+    prompt is asked once: equal questions get equal answers, to the last bit.
     """
+    found = [Asked() for _ in questions]
     paths: list[tuple[int, tuple[str, ...]]] = [(number, ()) for number in range(len(questions))]
     asked: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = []
     for slot in slots:
@@ -62,28 +81,53 @@ def ask(
             seed=seed,
             keys=["/".join([keys[number], *given]) for number, given in paths],
         )
-        texts = {generation.index: generation.text for generation in generations}
+        texts = {}
+        for generation in generations:
+            texts[generation.index] = generation.text
+            if generation.receipt is not None:
+                found[paths[generation.index][0]].receipts.append(generation.receipt)
         paths = [(number, (*given, texts[index])) for index, (number, given) in enumerate(paths)]
+        paths = [(number, given) for number, given in paths if not found[number].failed]
+    asked = [item for item in asked if not found[item[0]].failed]
     asked.sort(key=lambda item: item[0])  # stable: the branches of a question side by side, in slot order
     requests = [(questions[number].fill(given), options) for number, given, options in asked]
     distinct = list(dict.fromkeys(requests))
-    scores = engine.choice_logprobs([prompt for prompt, _ in distinct], [options for _, options in distinct])
-    logps = {request: tuple(map(float, score)) for request, score in zip(distinct, scores, strict=True)}
-    branches: list[list[Branch]] = [[] for _ in questions]
+    scores = dict(zip(distinct, _scored(engine, distinct), strict=True))
     for (number, given, _), request in zip(asked, requests, strict=True):
-        branches[number].append(Branch(given, logps[request]))
-    return branches
+        logps, receipt = scores[request]
+        found[number].branches.append(Branch(given, logps))
+        found[number].receipts += [receipt] if receipt else []
+    return found
 
 
-def read(slots: Slots, branches: Sequence[Branch]) -> Answer:
+def _scored(
+    engine: Engine, requests: Sequence[tuple[EnginePrompt, tuple[str, ...]]]
+) -> Iterable[tuple[tuple[float, ...], Receipt | None]]:
+    """Log-probabilities of every request's options, with a receipt where a server was asked."""
+    prompts, options = [prompt for prompt, _ in requests], [options for _, options in requests]
+    if not isinstance(engine, RemoteEngine):
+        return [(tuple(map(float, logps)), None) for logps in engine.choice_logprobs(prompts, options)]
+    answers: dict[int, tuple[tuple[float, ...], Receipt | None]] = {}
+    with progress("ask", total=len(requests), unit="questions") as bar:
+        for scored in engine.score(prompts, options):
+            answers[scored.index] = tuple(map(float, scored.logps)), scored.receipt
+            bar.advance()
+    return [answers[index] for index in range(len(requests))]
+
+
+def read(slots: Slots, asked: Asked) -> Answer:
     """Marginalise: the weight of a branch is the product of the renormalised probabilities of the options before it,
     and the answer is the weighted mean of the last slot's renormalised probabilities.
     """
+    if asked.failed:
+        last = slots[-1]
+        assert isinstance(last, ChoiceSlot)
+        return Answer((1 / len(last.options),) * len(last.options), 0.0, [])
     weights: dict[tuple[str, ...], float] = {(): 1.0}
     start = 0  # slots up to and including the choice slot before this one
     masses, rows = [], []
     means: tuple[float, ...] = ()
-    for place, group in itertools.groupby(branches, key=lambda branch: len(branch.given)):
+    for place, group in itertools.groupby(asked.branches, key=lambda branch: len(branch.given)):
         slot = slots[place]
         assert isinstance(slot, ChoiceSlot)
         mass, totals = 0.0, [0.0] * len(slot.options)
@@ -110,3 +154,21 @@ def _normalised(logps: Sequence[float]) -> tuple[float, list[float]]:
     odds = [math.exp(logp - top) for logp in logps]
     total = sum(odds)
     return math.exp(top) * total, [x / total for x in odds]
+
+
+def combined(receipts: Iterable[Receipt]) -> Provenance | None:
+    """When the last answer came and what all of them took together; None without receipts. An answer that several
+    questions share counts once. `mode` has every mode, joined by +, should a server have changed its mind.
+    """
+    parts = [receipt.provenance for receipt in {id(receipt): receipt for receipt in receipts}.values()]
+    if not parts:
+        return None
+    return Provenance(
+        labeled_at=max(part.labeled_at for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        new_tokens=sum(part.new_tokens for part in parts),
+        cost=sum(part.cost for part in parts),
+        num_attempts=sum(part.num_attempts for part in parts),
+        mode="+".join(sorted({part.mode for part in parts if part.mode})),
+    )

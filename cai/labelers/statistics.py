@@ -12,7 +12,17 @@ from typing import Any
 from cai.labelers.feedback import own_pairs
 from cai.types import Comparison, Judgment
 
-__all__ = ["between_people", "both_orders", "cohen_kappa", "first_judgments", "position", "verdicts", "with_gold"]
+__all__ = [
+    "between_people",
+    "both_orders",
+    "cohen_kappa",
+    "first_judgments",
+    "position",
+    "served",
+    "unanswered",
+    "verdicts",
+    "with_gold",
+]
 
 _DECIDED = 0.1
 Gold = Mapping[str, Sequence[float]]  # comparison id -> gold score of each response
@@ -75,6 +85,38 @@ def position(judgments: Iterable[Judgment]) -> dict[str, Any]:
         "num_decided": len(decided),
         "same_position_decided": _mean(decided),
         "mean_p_shown_first": _mean(p_first),
+    }
+
+
+def unanswered(judgments: Iterable[Judgment]) -> list[dict[str, Any]]:
+    """A row for every question of the evidence that has no probability: `reason` is that of the server's failure, or
+    `ill_formed_answer` where the model said something else than an option.
+    """
+    rows: list[dict[str, Any]] = []
+    for judgment in judgments:
+        for row in judgment.evidence:
+            if "p" in row and row["p"] is None:
+                kept = ("pair", "principle", "shown", "detail", "attempts")
+                reason = row.get("failed") or "ill_formed_answer"
+                own = {str(key): value for key, value in row.items() if key in kept}
+                rows.append({"judgment_id": judgment.id, "reason": reason, **own})
+    return rows
+
+
+def served(judgments: Sequence[Judgment]) -> dict[str, Any] | None:
+    """What servers did for these judgments: how they answered, how often they were asked, what it cost (USD), and the
+    questions without an answer, by reason. None when no server was asked.
+    """
+    parts = [judgment.provenance for judgment in judgments if judgment.provenance and judgment.provenance.mode]
+    if not parts:
+        return None
+    reasons = Counter(row["reason"] for row in unanswered(judgments))
+    return {
+        "modes": dict(sorted(Counter(part.mode for part in parts).items())),
+        "num_attempts": sum(part.num_attempts for part in parts),
+        "cost": sum(part.cost for part in parts),
+        "num_unanswered": reasons.total(),
+        "unanswered": dict(sorted(reasons.items())),
     }
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from cai.engines.base import serves_by_name
 from cai.errors import ModelError, unknown
 from cai.records import digest_file
 
@@ -80,14 +81,17 @@ def _scorable_types() -> frozenset[str]:
     raise ModelError(f"{source}: no {_SCORABLE}; this version of transformers is not supported")
 
 
-def model_digest(path: str | Path) -> str:
-    """SHA-256 over the names and bytes of a model's files; `hub:ID` for a model that is not on this disk.
+def model_digest(path: str | Path, factory: object = None) -> str:
+    """SHA-256 over the names and bytes of a model's files; `hub:ID` for a model that is not on this disk, and
+    `served:NAME` for one that the engine `factory` finds on a server.
 
     The latter is without a commit, which is known only after a download: the first run and the next would differ. Give
     the folder of a download where the commit matters. Hidden files and notes (*.md) do not count.
 
     Raises ModelError where `find_model` does.
     """
+    if serves_by_name(factory):
+        return f"served:{path}"
     folder = find_model(path)
     if folder is None:
         return f"hub:{path}"

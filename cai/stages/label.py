@@ -9,8 +9,16 @@ from cai.errors import LabelerError
 from cai.labelers.base import Labeler
 from cai.labelers.feedback import preference_of
 from cai.labelers.journaled import label_journaled
-from cai.labelers.statistics import between_people, first_judgments, position, verdicts, with_gold
-from cai.records import read_records, write_json, write_records
+from cai.labelers.statistics import (
+    between_people,
+    first_judgments,
+    position,
+    served,
+    unanswered,
+    verdicts,
+    with_gold,
+)
+from cai.records import read_records, write_json, write_records, write_rows
 from cai.scorers import Scorer
 from cai.types import Comparison, Judgment
 
@@ -18,13 +26,14 @@ __all__ = ["Label"]
 
 
 class Label:
-    """Writes judgments.jsonl (Judgment), preferences.jsonl (Preference) and label.json.
+    """Writes judgments.jsonl (Judgment), preferences.jsonl (Preference), label.json and, where a judge was asked
+    questions that it gave no answer to, failed.jsonl (a row per question, with the reason).
 
     The first judgment of a comparison is its label; judgments of further people measure agreement. An abstention gives
     no preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, *, labeler: Labeler, scorer: Scorer | None = None) -> None:
         self._labeler = labeler
@@ -53,6 +62,8 @@ class Label:
         ]
         write_records(output / "judgments.jsonl", judgments)
         write_records(output / "preferences.jsonl", preferences)
+        if failed := unanswered(judgments):
+            write_rows(output / "failed.jsonl", failed)
         write_json(output / "label.json", summary)
         return {**_facts(summary), **self._labeler.facts()}
 
@@ -69,6 +80,7 @@ class Label:
             "between_people": between_people(judgments),
             "gold": self._gold(comparisons, labels),
             "principles": dict(sorted(principles.items())),
+            "served": served(judgments),
             "people": dict(sorted(Counter(judgment.person for judgment in judgments if judgment.person).items())),
         }
 
@@ -96,4 +108,6 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
         "agreement": summary["between_people"]["agreement"],
         "gold_agreement": summary["gold"]["agreement"] if summary["gold"] else None,
     }
+    if summary["served"]:
+        wanted["num_unanswered"] = summary["served"]["num_unanswered"]
     return {name: float(value) for name, value in wanted.items() if value is not None}

@@ -8,13 +8,20 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from cai.constitution import Constitution, Principle
 from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled, tell_unknown, tell_unused, trimmed
+from cai.engines.journaled import (
+    cost_facts,
+    generate_journaled,
+    tell_unknown,
+    tell_unused,
+    trimmed,
+    write_failed,
+)
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered, TextSlot
@@ -35,9 +42,12 @@ _MIN_WORDS: Final = 4  # of a critique, before finding it in the revision tells 
 def rejection(response: Response, critique: str | None = None) -> str | None:
     """Why a sampled critique or revision is not usable, or None.
 
-    `empty`; `truncated` (cut off by `max_new_tokens`); `header` (it echoes a turn's header, or goes on into the next
-    turn); and for the revision that follows `critique`, `critique` (it repeats the critique, or is one).
+    `failed` (a server gave none); `empty`; `truncated` (cut off by `max_new_tokens`); `header` (it echoes a turn's
+    header, or goes on into the next turn); and for the revision that follows `critique`, `critique` (it repeats the
+    critique, or is one).
     """
+    if response.failed:
+        return "failed"
     if not response.text:
         return "empty"
     if not response.finished:
@@ -56,7 +66,7 @@ class Revise:
 
     sft.jsonl (Demonstration) holds the revisions of *every* step that were not rejected, as in the paper, and the
     helpful demonstrations. `critique=False` asks for the revision at once (section 3.5). The scorer measures and
-    decides nothing.
+    decides nothing. A prompt that a server failed to respond to has no steps; failures are listed in failed.jsonl.
     """
 
     version: ClassVar[int] = 2
@@ -84,7 +94,8 @@ class Revise:
         """Hashes of the constitution, the templates and the base model, and what the scorer depends on."""
         templates = {f"prompts/{name}": sha for name, sha in self._hashes.items()}
         scorer = self._scorer.texts() if self._scorer else {}
-        return {"constitution": self._constitution.sha256, **templates, "model": model_digest(self._model), **scorer}
+        model = model_digest(self._model, self._factory)
+        return {"constitution": self._constitution.sha256, **templates, "model": model, **scorer}
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `data`. Every sub-step has a journal of its own."""
@@ -98,7 +109,11 @@ class Revise:
         run = _Run(self._factory(model=self._model), prompts, self._seed, output)
         dialogues = [EnginePrompt(turns=prompt.turns) for prompt in prompts]
         first = run.generate("respond", range(len(prompts)), dialogues, self._respond)
-        latest = [response.text for response in first]
+        answered = [index for index, response in enumerate(first) if not response.failed]
+        prompts = [prompts[index] for index in answered]
+        principles = [[drawn[index] for index in answered] for drawn in principles]
+        run = replace(run, prompts=prompts)
+        latest = [first[index].text for index in answered]
         by_step = [latest]
         steps: list[list[Revision]] = []
         for step, drawn in enumerate(principles, start=1):
@@ -115,6 +130,8 @@ class Revise:
         counts = {**_counts(first, by_prompt), "num_unused_principles": len(unused)}
         write_records(output / "revisions.jsonl", by_prompt)
         write_records(output / "sft.jsonl", [*revised, *demonstrations])
+        if failed := write_failed(output, run.failed):
+            counts["num_failed"] = sum(failed.values())
         write_json(output / "revise.json", {**counts, "num_sft": len(revised) + len(demonstrations)})
         if self._scorer is not None:
             write_rows(output / "scores.jsonl", _scores(self._scorer, prompts, by_step))
@@ -182,6 +199,7 @@ class _Run:
     prompts: Sequence[Prompt]
     seed: int
     output: Path
+    failed: list[Response] = field(default_factory=list)
 
     def generate(
         self, name: str, asked: Iterable[int], engine_prompts: Sequence[EnginePrompt], sampling: Sampling
@@ -193,6 +211,7 @@ class _Run:
         texts = generate_journaled(
             self.engine, engine_prompts, sampling, path, seed=self.seed, keys=keys, prompt_ids=ids, model="", title=name
         )
+        self.failed.extend(text for text in texts if text.failed)
         return trimmed(texts)
 
     def fill(self, name: str, asked: Sequence[int], rendered: Sequence[Rendered], temperature: float) -> list[Response]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cai.engines.base import EngineFactory, EnginePrompt, Sampling
-from cai.engines.journaled import cost_facts, generate_journaled, trimmed
+from cai.engines.journaled import cost_facts, generate_journaled, trimmed, write_failed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
 from cai.records import read_records, write_json, write_records
@@ -18,7 +18,8 @@ __all__ = ["Sample"]
 class Sample:
     """Writes comparisons.jsonl (Comparison) and sample.json (counts).
 
-    Identical responses are kept and counted: that a policy repeats itself is something to know, not to hide.
+    Identical responses are kept and counted: that a policy repeats itself is something to know, not to hide. Responses
+    that a server failed to give are in failed.jsonl, and their prompts in no comparison.
     """
 
     version: ClassVar[int] = 2
@@ -55,11 +56,14 @@ class Sample:
             title="sample",
         )
         responses = iter(trimmed(sampled))
-        comparisons = [
+        asked_for = [
             Comparison(id=p.id, prompt=p, responses=tuple(next(responses) for _ in range(self._num_responses)))
             for p in prompts
         ]
+        comparisons = [c for c in asked_for if not any(response.failed for response in c.responses)]
         counts = _counts(comparisons)
+        if failed := write_failed(output, sampled):
+            counts |= {"num_failed": sum(failed.values()), "num_left_out": len(asked_for) - len(comparisons)}
         write_records(output / "comparisons.jsonl", comparisons)
         write_json(output / "sample.json", counts)
         return {**{name: float(count) for name, count in counts.items()}, **cost_facts(engine.usage)}
