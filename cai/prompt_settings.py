@@ -13,6 +13,7 @@ from cai.strict_yaml import Checker, Node, Scalar, YamlProblem, parse_file
 __all__ = ["Settings", "Wording", "read_settings"]
 
 _REQUESTS: Final = ("critique", "revision", "comparison")
+_BREAKS: Final = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +35,26 @@ class Settings:
     requests: dict[str, str]
     reserved: re.Pattern[str] | None
 
-    def inert(self, value: str) -> str:
-        """The value with a space before the last character of every reserved marker in it."""
+    def inert(self, value: str) -> tuple[str, int]:
+        """The value with a space before the last character of every reserved marker in it, and how many there were."""
         if self.reserved is None:
-            return value
+            return value, 0
+        total = 0
         for _ in range(8):  # breaking one marker up may, in odd sets of markers, make another
-            if not self.reserved.search(value):
-                return value
-            value = self.reserved.sub(lambda found: f"{found[0][:-1]} {found[0][-1]}", value)
+            value, number = self.reserved.subn(lambda found: f"{found[0][:-1]} {found[0][-1]}", value)
+            if not number:
+                return value, total
+            total += number
         raise PromptError("family.yaml: reserved: breaking up some of these markers makes others without end")
 
     def worded(self, principle: Principle) -> Wording:
         """The principle with its own wording of each request, or else the family's."""
         given = {"critique": principle.critique, "revision": principle.revision, "comparison": principle.comparison}
         filled = {
-            request: self.inert(text or self.requests[request].replace("{statement}", principle.statement))
+            request: self.inert(text or self.requests[request].replace("{statement}", principle.statement))[0]
             for request, text in given.items()
         }
-        return Wording(id=principle.id, axis=principle.axis, statement=self.inert(principle.statement), **filled)
+        return Wording(id=principle.id, axis=principle.axis, statement=self.inert(principle.statement)[0], **filled)
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -87,12 +90,13 @@ def _marker(checker: Checker, node: Node, key: str) -> str:
 
 
 def _finder(markers: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds any of the markers, longer ones first. One that starts a line is also found at the start of a value, for
-    which the template may have begun the line.
+    """Finds any of the markers, longer ones first. One that starts a line is found after whatever Unicode counts as a
+    line break, with white space before it or without; and at the start of a value, for which the template may have
+    begun the line.
     """
     longest_first = sorted(markers, key=len, reverse=True)
+    begins = rf"(?:\A\s*|[{_BREAKS}][^\S{_BREAKS}]*)"
     patterns = [
-        rf"(?:\A\s*|\n){re.escape(marker[1:])}" if marker.startswith("\n") else re.escape(marker)
-        for marker in longest_first
+        begins + re.escape(marker[1:]) if marker.startswith("\n") else re.escape(marker) for marker in longest_first
     ]
     return re.compile("|".join(patterns)) if patterns else None

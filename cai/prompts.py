@@ -5,13 +5,13 @@ A family has up to six templates (`KINDS`), each with its own variables. A templ
 end them, so what comes back needs no parsing.
 
 A file with `block`s gives turns for a model's own chat template (the assistant block is what its answer starts with); a
-file without gives one text. Values are inert: they are never template source, turns or slots, and the markers that a
-family lists as `reserved` (turn headers, special tokens) are broken up where a value holds them.
+file without gives one text. Values are inert: they are never template source, turns or slots; the markers that a
+family lists as `reserved` (turn headers, options) are broken up where a value holds them, and counted; and an engine is
+told where values stand, so that special tokens in them are plain text.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Final, cast
 
@@ -21,7 +21,7 @@ from cai.engines.base import EnginePrompt
 from cai.errors import PromptError, unknown
 from cai.prompt_settings import Wording, read_settings
 from cai.records import fingerprint
-from cai.templates import Templates
+from cai.templates import Passage, Templates
 from cai.types import Turn
 
 __all__ = ["KINDS", "ChoiceSlot", "PromptFamily", "Rendered", "TextSlot"]
@@ -58,10 +58,16 @@ Slot = ChoiceSlot | TextSlot
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A rendered template: `turns` (empty without blocks), then `parts`, of which no two neighbours are both text."""
+    """A rendered template: `turns` (empty without blocks), then `parts`, of which no two neighbours are both text.
+
+    `quoted` are the places of values: (place, start, end), where place is the number of the turn, or len(turns) and
+    the number of the part. `num_neutralised` counts the reserved markers that were broken up in the values.
+    """
 
     turns: tuple[Turn, ...]
     parts: tuple[str | ChoiceSlot | TextSlot, ...]
+    quoted: tuple[tuple[int, int, int], ...] = ()
+    num_neutralised: int = 0
 
     @property
     def slots(self) -> tuple[ChoiceSlot | TextSlot, ...]:
@@ -84,15 +90,19 @@ class Rendered:
             if isinstance(slot, ChoiceSlot) and value not in slot.options:
                 raise PromptError(unknown("option", value, slot.options))
         text: list[str] = []
+        starts: list[int] = []
         waiting = list(values)
         for part in self.parts:
-            if isinstance(part, str):
-                text.append(part)
-            elif waiting:
-                text.append(waiting.pop(0))
-            else:
+            if not isinstance(part, str) and not waiting:
                 break
-        return EnginePrompt(turns=self.turns, text="".join(text))
+            starts.append(sum(map(len, text)))
+            text.append(part if isinstance(part, str) else waiting.pop(0))
+        last = len(self.turns)
+        quoted = [place for place in self.quoted if place[0] < last]
+        for number, start, end in self.quoted[len(quoted) :]:
+            if number - last < len(starts):
+                quoted.append((last, starts[number - last] + start, starts[number - last] + end))
+        return EnginePrompt(turns=self.turns, text="".join(text), quoted=tuple(quoted))
 
 
 class PromptFamily:
@@ -125,20 +135,27 @@ class PromptFamily:
         self._known(template)
         if variables.keys() != KINDS[template]:
             self._complain(template, variables)
-        inert = {name: self._inert(name, value) for name, value in variables.items()}
+        broken = _Count()
+        inert = {name: self._inert(name, value, broken) for name, value in variables.items()}
         file = template + SUFFIX
-        turns: list[Turn] = []
-        parts: list[str | ChoiceSlot | TextSlot] = []
+        turns: list[tuple[str, Passage]] = []
+        parts: list[Passage | Slot] = []
         for block in self._templates.blocks(file) or (None,):
-            pieces = _joined(self._templates.run(file, inert, block))
+            pieces = cast(list[Passage | Slot], self._templates.run(file, inert, block))
             if block in (None, "assistant"):
                 parts = _trimmed(pieces, start=block is not None)
             else:
-                turns.append(Turn(block, self._turn_text(template, block, pieces)))
+                turns.append((block, self._turn_text(template, block, pieces)))
         responses = cast(Sequence[str] | None, variables.get("responses"))
         if problem := _slot_problem(template, parts, None if responses is None else len(responses)):
             raise PromptError(f"{self._paths[file]}: {problem}")
-        return Rendered(turns=tuple(turns), parts=tuple(parts))
+        passages = [*(text for _, text in turns), *parts]
+        return Rendered(
+            turns=tuple(Turn(role, text.text) for role, text in turns),
+            parts=tuple(part.text if isinstance(part, Passage) else part for part in parts),
+            quoted=tuple((n, *place) for n, p in enumerate(passages) if isinstance(p, Passage) for place in p.values),
+            num_neutralised=broken.number,
+        )
 
     def hashes(self, *templates: str) -> dict[str, str]:
         """SHA-256 by template: of its file, the files that it includes and the family's settings."""
@@ -172,27 +189,41 @@ class PromptFamily:
         if unused := sorted(KINDS[kind] - used):
             raise PromptError(f"{self._paths[file]}: makes no use of {', '.join(unused)}")
 
-    def _turn_text(self, template: str, block: str, pieces: list[str | ChoiceSlot | TextSlot]) -> str:
-        text = "".join(piece for piece in pieces if isinstance(piece, str)).strip("\n")
-        if not text or any(not isinstance(piece, str) for piece in pieces):
-            problem = "must not be empty" if not text else "cannot hold slots; those go into block assistant"
+    def _turn_text(self, template: str, block: str, pieces: Sequence[Passage | Slot]) -> Passage:
+        texts = [piece.stripped(start=True, end=True) for piece in pieces if isinstance(piece, Passage)]
+        if len(pieces) != 1 or not texts or not texts[0].text:
+            slots = any(not isinstance(piece, Passage) for piece in pieces)
+            problem = "cannot hold slots; those go into block assistant" if slots else "must not be empty"
             raise PromptError(f"{self._paths[template + SUFFIX]}: block {block} {problem}")
-        return text
+        return texts[0]
 
-    def _inert(self, name: str, value: object) -> object:
-        """The value as templates get it: of the right type, and with no reserved marker in it."""
+    def _inert(self, name: str, value: object, broken: "_Count") -> object:
+        """The value as templates get it: of the right type, and with no reserved marker in it. Adds to `broken` how
+        many there were; those of a principle are its author's own.
+        """
         if name == "principle" and isinstance(value, Principle):
             if value not in self._wordings:
                 self._wordings[value] = self._settings.worded(value)
             return self._wordings[value]
         if name in ("response", "critique") and isinstance(value, str):
-            return self._settings.inert(value)
+            return broken.add(self._settings.inert(value))
         if isinstance(value, list | tuple):
             if name == "turns" and all(isinstance(turn, Turn) for turn in value):
-                return tuple(Turn(turn.role, self._settings.inert(turn.content)) for turn in value)
+                return tuple(Turn(t.role, broken.add(self._settings.inert(t.content))) for t in value)
             if name == "responses" and all(isinstance(response, str) for response in value):
-                return tuple(self._settings.inert(response) for response in value)
+                return tuple(broken.add(self._settings.inert(response)) for response in value)
         raise PromptError(f"{name} must be {_TYPES[name]}, got {type(value).__name__}: {str(value)[:40]!r}")
+
+
+@dataclass(slots=True)
+class _Count:
+    """Adds up numbers that come with texts."""
+
+    number: int = 0
+
+    def add(self, counted: tuple[str, int]) -> str:
+        self.number += counted[1]
+        return counted[0]
 
 
 def _find_files(name: str) -> dict[str, Path]:
@@ -237,21 +268,10 @@ def _text(*, max_new_tokens: object, stop: object = ()) -> TextSlot:
     return TextSlot(max_new_tokens, tuple(stop))
 
 
-def _joined(pieces: list[object]) -> list[str | ChoiceSlot | TextSlot]:
-    """Neighbouring pieces of text as one."""
-    joined: list[str | ChoiceSlot | TextSlot] = []
-    for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-        if is_text:
-            joined += [text] if (text := "".join(cast(list[str], group))) else []
-        else:
-            joined += cast(list[Slot], list(group))
-    return joined
-
-
-def _slot_problem(template: str, parts: Sequence[str | ChoiceSlot | TextSlot], num_responses: int | None) -> str | None:
+def _slot_problem(template: str, parts: Sequence[Passage | Slot], num_responses: int | None) -> str | None:
     """What is wrong with the slots of a rendered template, if anything; judges have `num_responses`."""
-    slots = [part for part in parts if not isinstance(part, str)]
-    last = parts[-1] if parts else ""
+    slots = [part for part in parts if not isinstance(part, Passage)]
+    last = parts[-1] if parts else None
     if template == "rate":
         return None if isinstance(last, ChoiceSlot) else "must end with {{ choice(...) }}, from worst to best"
     if num_responses is None:
@@ -266,13 +286,13 @@ def _slot_problem(template: str, parts: Sequence[str | ChoiceSlot | TextSlot], n
     return None
 
 
-def _trimmed(pieces: list[str | ChoiceSlot | TextSlot], start: bool) -> list[str | ChoiceSlot | TextSlot]:
+def _trimmed(pieces: list[Passage | Slot], start: bool) -> list[Passage | Slot]:
     """Without the line breaks at the end (and at the start), which belong to the file and not to the prompt."""
-    if start and pieces and isinstance(pieces[0], str):
-        pieces[0] = pieces[0].lstrip("\n")
-    if pieces and isinstance(pieces[-1], str):
-        pieces[-1] = pieces[-1].rstrip("\n")
-    return [piece for piece in pieces if piece]
+    if start and pieces and isinstance(pieces[0], Passage):
+        pieces[0] = pieces[0].stripped(start=True, end=False)
+    if pieces and isinstance(pieces[-1], Passage):
+        pieces[-1] = pieces[-1].stripped(start=False, end=True)
+    return [piece for piece in pieces if not isinstance(piece, Passage) or piece.text]
 
 
 _TYPES: Final = {

@@ -2,14 +2,17 @@
 
 Outputs are not made into one string on the way (the code generator is the one of Jinja's native types), so a slot
 arrives as the very object that `choice` or `text` returned. No text, whatever it holds, can therefore become a slot,
-and values are never template source. The sandbox, the short list of allowed constructs and the lack of globals keep a
-template from doing anything but putting text together.
+and values are never template source. What the template's author wrote is told from what a variable put there, to the
+character (`Passage`). The sandbox, the short list of allowed constructs and the lack of globals keep a template from
+doing anything but putting text together.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
 
 import jinja2
 from jinja2 import meta, nodes
@@ -18,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cai.errors import PromptError, unknown
 
-__all__ = ["BLOCKS", "Templates"]
+__all__ = ["BLOCKS", "Passage", "Templates"]
 
 BLOCKS: Final = ("system", "user", "assistant")
 
@@ -31,6 +34,21 @@ _ALLOWED: Final = (
 )
 _FILTERS: Final = ("capitalize", "first", "join", "last", "length", "lower", "trim", "upper")
 _TESTS: Final = ("defined", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Rendered text; `values` are the places (start, end) of what variables put there, in order."""
+
+    text: str
+    values: tuple[tuple[int, int], ...] = ()
+
+    def stripped(self, *, start: bool, end: bool) -> "Passage":
+        """Without the line breaks at its start, and at its end."""
+        low = len(self.text) - len(self.text.lstrip("\n")) if start else 0
+        high = max(low, len(self.text.rstrip("\n"))) if end else len(self.text)
+        cut = [(max(a, low) - low, min(b, high) - low) for a, b in self.values]
+        return Passage(self.text[low:high], tuple((a, b) for a, b in cut if a < b))
 
 
 class Templates:
@@ -96,11 +114,11 @@ class Templates:
         return tuple(node.name for node in self._trees[name].body if isinstance(node, nodes.Block))
 
     def run(self, name: str, variables: Mapping[str, object], block: str | None = None) -> list[object]:
-        """The pieces of text and the slots that the file (or one block of it) makes, in order."""
+        """The passages and the slots that the file (or one block of it) makes, in order; no two passages in a row."""
         template = self._compiled[name]
         context = template.new_context(dict(variables))
         try:
-            return list((template.blocks[block] if block else template.root_render_func)(context))
+            return _joined((template.blocks[block] if block else template.root_render_func)(context))
         except (PromptError, jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             where = self._where(error.__traceback__) or str(self._files[name][0])
             raise PromptError(f"{where}: {error}") from None
@@ -156,17 +174,44 @@ class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = NativeCodeGenerator
 
 
+class _Value(str):
+    """Text that an output made when the template ran. Outputs of constants are made when it is compiled, where Jinja
+    joins them to the template's own text.
+    """
+
+
 def _finalizer(slots: tuple[type, ...]) -> Callable[[object], object]:
     """What checks every output: text, a whole number or a slot."""
 
     def finalize(value: object) -> object:
-        if isinstance(value, (str, *slots)):
+        if isinstance(value, slots):
             return value
-        if isinstance(value, jinja2.Undefined) or type(value) is int:
-            return str(value)  # raises when undefined, and says what is
+        if isinstance(value, str | jinja2.Undefined) or type(value) is int:
+            return _Value(value)  # raises when undefined, and says what is
         raise PromptError(f"cannot put {_type_of(value)} into the text")
 
     return finalize
+
+
+def _joined(stream: Iterator[object]) -> list[object]:
+    """Neighbouring pieces of text as one passage; empty ones left out."""
+    joined: list[object] = []
+    for is_text, group in groupby(stream, key=lambda piece: isinstance(piece, str)):
+        pieces = list(group)
+        if not is_text:
+            joined += pieces
+        elif (passage := _passage(cast(list[str], pieces))).text:
+            joined.append(passage)
+    return joined
+
+
+def _passage(pieces: Sequence[str]) -> Passage:
+    places, at = [], 0
+    for piece in pieces:
+        if isinstance(piece, _Value) and piece:
+            places.append((at, at + len(piece)))
+        at += len(piece)
+    return Passage("".join(pieces), tuple(places))
 
 
 def _type_of(value: object) -> str:

@@ -175,7 +175,9 @@ def test_kappa() -> None:
 
 
 def test_verdicts_count_every_abstention_by_its_reason() -> None:
-    rows = [judgment("a", Pair(0, 1, 0.9)), judgment("b", Pair(0, 1, 0.5)), judgment("c", abstained="why")]
+    broken = ({"neutralised": 2}, {"neutralised": 1})
+    decided = [judgment("a", Pair(0, 1, 0.9), evidence=broken), judgment("b", Pair(0, 1, 0.5))]
+    rows = [*decided, judgment("c", abstained="why")]
     assert verdicts(rows) == {
         "num_pairs": 2,
         "num_even": 1,
@@ -183,6 +185,7 @@ def test_verdicts_count_every_abstention_by_its_reason() -> None:
         "mean_distance": pytest.approx(0.2),
         "num_abstained": 1,
         "abstained": {"why": 1},
+        "num_neutralised": 1,
     }
     assert verdicts([])["mean_p"] is None
 

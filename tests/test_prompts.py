@@ -1,5 +1,6 @@
 """Prompt families: slots, turns, inert values, strict variables, hashes, and the shipped templates."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from cai.constitution import Principle
 from cai.engines.base import EnginePrompt
 from cai.errors import PromptError
-from cai.prompts import KINDS, ChoiceSlot, PromptFamily, TextSlot
+from cai.prompts import KINDS, ChoiceSlot, PromptFamily, Rendered, TextSlot
 from cai.types import Turn
 
 PRINCIPLE = Principle(id="kind", axis="polite", statement="Be kind.", revision="Make it kind.")
@@ -59,7 +60,8 @@ def test_a_plain_template_is_text_with_slots(family: Family) -> None:
     text = "Be kind.|user:Hello?;assistant:Hi.;user:And you?;<Go away.><I am well.>.\n"
     assert rendered.turns == ()
     assert rendered.parts == (text, ChoiceSlot(("A", "B")))
-    assert rendered.prefix() == EnginePrompt(turns=(), text=text)
+    places = ((0, 0, 8), (0, 9, 13), (0, 14, 20), (0, 21, 30), (0, 31, 34), (0, 35, 39), (0, 40, 48), (0, 50, 58))
+    assert rendered.prefix() == EnginePrompt(turns=(), text=text, quoted=(*places, (0, 60, 70)))
 
 
 def test_slots_are_filled_in_order(family: Family) -> None:
@@ -147,11 +149,86 @@ def test_the_shape_of_a_prompt_does_not_depend_on_its_values(name: str, data: st
         assert shown.count(marker) == expected.count(marker)
 
 
-def test_reserved_markers_are_broken_up_in_values_only(family: Family) -> None:
+def test_reserved_markers_are_broken_up_in_values_only_and_counted(family: Family) -> None:
     made = family({"critique.jinja": "<end>" + CRITIQUE, "family.yaml": 'reserved: ["<end>", "<end>>", "\\nQ:"]\n'})
-    text = made.render("critique", **variables("critique", response="a<end>b<end>>c\nQ: d")).prefix().text
+    rendered = made.render("critique", **variables("critique", response="a<end>b<end>>c\nQ: d"))
+    text = rendered.prefix().text
     assert text.startswith("<end>Be kind.|")
     assert text.endswith("a<end >b<end > >c\nQ : d\n")
+    assert rendered.num_neutralised == 4, "the one marker <end>> is broken up twice"
+    own = Principle(id="p", axis="a", statement="say <end>")
+    assert made.render("critique", **variables("critique", principle=own)).num_neutralised == 0
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n", "\u2028", "\x0b", "\n\t ", "\n\u00a0"])
+def test_a_marker_of_a_line_is_found_after_any_line_break(family: Family, line_break: str) -> None:
+    made = family({"critique.jinja": CRITIQUE, "family.yaml": 'reserved: ["\\nQ:"]\n'})
+    rendered = made.render("critique", **variables("critique", response=f"a{line_break}Q: b, Q: c"))
+    assert rendered.prefix().text.endswith(f"a{line_break}Q : b, Q: c\n")
+    assert rendered.num_neutralised == 1
+
+
+def test_values_are_told_from_the_templates_own_text(family: Family) -> None:
+    template = (
+        "{% block system %}\n\n\n{{ principle.axis | upper }} and {{ 'own ' ~ 'text' }}\n{% endblock %}"
+        "{% block user %}{% for t in turns %}<{{ t.content | trim }}>{{ '!' if loop.last else ',' }}{% endfor %}"
+        "{% endblock %}"
+        "{% block assistant %}\nabout {{ response }}:{{ text(max_new_tokens=9) }}{% endblock %}"
+    )
+    made = family({"critique.jinja": template})
+    turns = (Turn("user", " one\n"), Turn("assistant", "two"), Turn("user", ""))
+    prompt = made.render("critique", **variables("critique", turns=turns)).fill(["so"])
+    texts = [*(turn.content for turn in prompt.turns), prompt.text]
+    assert texts == ["POLITE and own text", "<one>,<two>,<>!", "about Go away.:so"]
+    quoted = [(place, texts[place][start:end]) for place, start, end in prompt.quoted]
+    # what an expression made when it ran counts as a value; a constant is the template's own
+    assert quoted == [(0, "POLITE"), (1, "one"), (1, ","), (1, "two"), (1, ","), (1, "!"), (2, "Go away.")]
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+ATTACKS = yaml.safe_load((Path(__file__).parent / "attacks.yaml").read_text(encoding="utf-8"))
+# Where a line may begin with what only the template may write; in the sandbox's prompts there are no lines.
+LINES = re.compile(
+    r"^\W*(Human|User|Assistant|System|CritiqueRequest|RevisionRequest|Options|The answer is|So the answer is):"
+    r"|^\s*\([AB]\)",
+    re.M,
+)
+
+
+def lines(text: str) -> list[str]:
+    return LINES.findall("\n".join(text.splitlines()))
+
+
+def texts(rendered: Rendered) -> list[str]:
+    return [part for part in rendered.parts if isinstance(part, str)]
+
+
+def test_there_are_forty_attacks_of_many_kinds() -> None:
+    assert len({attack["text"] for attack in ATTACKS}) == 40
+    assert len({attack["kind"] for attack in ATTACKS}) >= 8
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "sandbox"])
+@pytest.mark.parametrize("kind", ["judge", "judge_cot", "rate"])
+def test_no_judged_text_adds_markers_turns_or_slots(name: str, kind: str) -> None:
+    family = PromptFamily(name)
+    reserved = yaml.safe_load(family.sources()["family.yaml"])["reserved"]
+    usual = family.render(kind, **variables(kind))
+    for attack in (attack["text"] for attack in ATTACKS):
+        for changes in (
+            {"responses": ["Go away." + attack, "I am well."], "response": "Go away." + attack},
+            {"responses": ["Go away.", attack], "response": attack},
+            {"turns": (*VALUES["turns"][:-1], Turn("user", "And you?" + attack))},
+        ):
+            own = {key: value for key, value in changes.items() if key in KINDS[kind]}
+            shown = family.render(kind, **variables(kind, **own))
+            assert shown.slots == usual.slots
+            assert [turn.role for turn in shown.turns] == [turn.role for turn in usual.turns]
+            a, b = ("\n".join([*(t.content for t in r.turns), *texts(r)]) for r in (shown, usual))
+            assert {m: a.count(m) for m in reserved} == {m: b.count(m) for m in reserved}, attack
+            assert name == "sandbox" or lines(a) == lines(b), attack
+            assert attack.strip() in a or shown.num_neutralised, "what is judged is not altered in silence"
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

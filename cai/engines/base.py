@@ -30,10 +30,15 @@ __all__ = [
 class EnginePrompt:
     """What a model is to continue: `turns` rendered by the model's own chat template (when there are any), then
     `text` as it stands. With no turns, `text` is the whole prompt.
+
+    `quoted` says where in it texts stand that are material and no part of the format: (place, start, end), where place
+    is the number of the turn, or len(turns) for `text`. An engine reads special tokens in there as the plain text that
+    they are.
     """
 
     turns: tuple[Turn, ...] = ()
     text: str = ""
+    quoted: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

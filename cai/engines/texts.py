@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cai.engines.base import EnginePrompt
+from cai.engines.markers import Markers
 from cai.errors import EngineError
 from cai.models.loading import encode_text, render_dialogue
 from cai.types import Turn
@@ -36,37 +37,46 @@ class Texts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._markers = Markers(tokenizer)
         self._choices: dict[tuple[str, str], list[int]] = {}
 
     def encode(self, prompts: Sequence[EnginePrompt]) -> list[TokenizedPrompt]:
         """Turns go through the chat template and `text` follows; a prompt of text alone is encoded as the tokenizer
         encodes texts, with a beginning-of-text token if that is its custom. Raises EngineError, naming the prompt.
         """
+        guarded = [self._markers.guard(prompt) for prompt in prompts]
+        texts = self._render([guard.prompt if guard else p for guard, p in zip(guarded, prompts, strict=True)])
+        ids: dict[tuple[bool, str], list[int]] = {}
+        for plain in (True, False):  # a template has its own beginning-of-text token
+            fits = [not guard and (not p.turns) is plain for guard, p in zip(guarded, prompts, strict=True)]
+            chosen = dict.fromkeys(compress(texts, fits))
+            if chosen:
+                encoded = self.tokenizer(list(chosen), add_special_tokens=plain, return_attention_mask=False)
+                ids |= zip(((plain, text) for text in chosen), encoded["input_ids"], strict=True)
+        found: list[TokenizedPrompt] = []
+        for prompt, guard, text in zip(prompts, guarded, texts, strict=True):
+            spaces = len(prompt.text) - len(prompt.text.rstrip(" "))
+            if guard:
+                pieces = guard.pieces(text)
+                own = self._markers.encode(pieces, add_special_tokens=not prompt.turns)
+                found.append(TokenizedPrompt("".join(pieces), own, spaces))
+            else:
+                found.append(TokenizedPrompt(text, ids[not prompt.turns, text], spaces))
+        empty = next((index for index, tokenized in enumerate(found) if not tokenized.ids), None)
+        if empty is not None:
+            raise EngineError(f"prompt {empty} is empty: a model needs at least one token to go on from")
+        return found
+
+    def _render(self, prompts: Sequence[EnginePrompt]) -> list[str]:
+        """What the chat template makes of the turns, and the text without the spaces at its end."""
         rendered: dict[tuple[Turn, ...], str] = {(): ""}
-        texts, trimmed = [], []
         for index, prompt in enumerate(prompts):
             if prompt.turns not in rendered:
                 try:
                     rendered[prompt.turns] = render_dialogue(self.tokenizer, prompt.turns)
                 except TemplateError as error:
                     raise EngineError(f"prompt {index}: the model's chat template refuses it: {error}") from error
-            own = prompt.text.rstrip(" ")
-            texts.append(rendered[prompt.turns] + own)
-            trimmed.append(len(prompt.text) - len(own))
-        ids: dict[tuple[bool, str], list[int]] = {}
-        for plain in (True, False):  # a template has its own beginning-of-text token
-            chosen = dict.fromkeys(compress(texts, [(not prompt.turns) is plain for prompt in prompts]))
-            if chosen:
-                encoded = self.tokenizer(list(chosen), add_special_tokens=plain, return_attention_mask=False)
-                ids |= zip(((plain, text) for text in chosen), encoded["input_ids"], strict=True)
-        found = [
-            TokenizedPrompt(text, ids[not prompt.turns, text], spaces)
-            for prompt, text, spaces in zip(prompts, texts, trimmed, strict=True)
-        ]
-        empty = next((index for index, prompt in enumerate(found) if not prompt.ids), None)
-        if empty is not None:
-            raise EngineError(f"prompt {empty} is empty: a model needs at least one token to go on from")
-        return found
+        return [rendered[prompt.turns] + prompt.text.rstrip(" ") for prompt in prompts]
 
     def encode_choice(self, prompt: TokenizedPrompt, choice: str) -> list[int]:
         """Ids of `choice` as they are where it follows `prompt`. Raises EngineError for one the model cannot write."""

@@ -65,6 +65,9 @@ class AILabeler:
     (one order alone would let position bias in), a pair without such a principle gets no label, and a comparison
     without a labelled pair is an abstention. A question that a server failed to answer counts as ill-formed and keeps
     its reason. Nothing is ever replaced by a random label.
+
+    What is judged is inert (`cai.prompts`): an evidence row counts under `neutralised` the reserved markers that were
+    broken up in what that question showed, where there were any.
     """
 
     name = "ai"
@@ -159,8 +162,8 @@ class AILabeler:
         found = ask(self._engine, self._slots, rendered, keys, seed=self._seed, temperature=self._temperature)
         evidence: dict[str, list[dict[str, Any]]] = {comparison.id: [] for comparison in comparisons}
         receipts: dict[str, list[Receipt]] = {comparison.id: [] for comparison in comparisons}
-        for question, asked in zip(questions, found, strict=True):
-            evidence[question.comparison.id].append(self._row(question, asked))
+        for question, shown, asked in zip(questions, rendered, found, strict=True):
+            evidence[question.comparison.id].append(self._row(question, shown, asked))
             receipts[question.comparison.id] += asked.receipts
         hashes = self._prompts.hashes(self._template)
         for comparison in comparisons:
@@ -179,7 +182,7 @@ class AILabeler:
                 provenance=combined(receipts[comparison.id]),
             )
 
-    def _row(self, question: _Question, asked: Asked) -> dict[str, Any]:
+    def _row(self, question: _Question, shown: Rendered, asked: Asked) -> dict[str, Any]:
         """What is kept of one question, as plain JSON."""
         answer = read(self._slots, asked)
         well_formed = answer.mass > 0 and answer.mass >= self._min_mass
@@ -192,6 +195,7 @@ class AILabeler:
             "p": answer.probabilities[0] if well_formed else None,
             "mass": answer.mass,
             "branches": answer.rows,
+            **({"neutralised": shown.num_neutralised} if shown.num_neutralised else {}),
             **why,
         }
 

@@ -37,7 +37,10 @@ def first_judgments(judgments: Iterable[Judgment]) -> dict[str, Judgment]:
 
 
 def verdicts(judgments: Iterable[Judgment]) -> dict[str, Any]:
-    """How many labels there are and how sure they are; every p counts once, in the comparison's response order."""
+    """How many labels there are and how sure they are; every p counts once, in the comparison's response order.
+
+    `num_neutralised` counts the judgments of which some text was shown with a marker of the prompt's format broken up.
+    """
     judgments = list(judgments)
     p = [pair.p for judgment in judgments for pair in judgment.pairs]
     abstained = Counter(judgment.abstained for judgment in judgments if judgment.abstained)
@@ -48,6 +51,7 @@ def verdicts(judgments: Iterable[Judgment]) -> dict[str, Any]:
         "mean_distance": _mean([abs(x - 0.5) for x in p]),
         "num_abstained": sum(abstained.values()),
         "abstained": dict(sorted(abstained.items())),
+        "num_neutralised": sum(any("neutralised" in row for row in j.evidence) for j in judgments),
     }
 
 

@@ -103,6 +103,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
     wanted = {
         "num_judgments": summary["num_judgments"],
         "num_abstained": summary["num_abstained"],
+        "num_neutralised": summary["num_neutralised"] or None,
         "mean_distance": summary["mean_distance"],
         "same_position": summary["position"]["same_position"],
         "agreement": summary["between_people"]["agreement"],

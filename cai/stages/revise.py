@@ -63,13 +63,14 @@ def rejection(response: Response, critique: str | None = None) -> str | None:
 class Revise:
     """Writes revisions.jsonl (every step's Revision, by prompt), sft.jsonl, revise.json (counts) and, with a `scorer`,
     scores.jsonl (a row per prompt and step: what the scorer makes of the latest response; step 0 is the first).
+    `num_neutralised` counts the prompts in which a marker of their format was broken up in a text (`cai.prompts`).
 
     sft.jsonl (Demonstration) holds the revisions of *every* step that were not rejected, as in the paper, and the
     helpful demonstrations. `critique=False` asks for the revision at once (section 3.5). The scorer measures and
     decides nothing. A prompt that a server failed to respond to has no steps; failures are listed in failed.jsonl.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(
         self, *, engine: EngineFactory, model: str, prompts: PromptFamily, constitution: Constitution, seed: int,
@@ -128,6 +129,7 @@ class Revise:
             if not r.rejected
         ]
         counts = {**_counts(first, by_prompt), "num_unused_principles": len(unused)}
+        counts["num_neutralised"] = len(run.neutralised)
         write_records(output / "revisions.jsonl", by_prompt)
         write_records(output / "sft.jsonl", [*revised, *demonstrations])
         if failed := write_failed(output, run.failed):
@@ -200,6 +202,7 @@ class _Run:
     seed: int
     output: Path
     failed: list[Response] = field(default_factory=list)
+    neutralised: list[Rendered] = field(default_factory=list)
 
     def generate(
         self, name: str, asked: Iterable[int], engine_prompts: Sequence[EnginePrompt], sampling: Sampling
@@ -218,6 +221,7 @@ class _Run:
         """Fill the only slot, a text slot, of every rendering; all of one template, so all slots are the same."""
         if not rendered:
             return []
+        self.neutralised.extend(prompt for prompt in rendered if prompt.num_neutralised)
         slot = rendered[0].slots[0]
         assert isinstance(slot, TextSlot)
         sampling = Sampling(max_new_tokens=slot.max_new_tokens, temperature=temperature, stop=slot.stop)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from cai.errors import DataError
 from cai.labelers.base import Labeler
 from cai.labelers.journaled import label_journaled
-from cai.labelers.statistics import both_orders, first_judgments
+from cai.labelers.statistics import both_orders, first_judgments, verdicts
 from cai.records import read_records, read_rows, write_json, write_rows
 from cai.types import Comparison, Judgment, Prompt, Response
 
@@ -24,7 +24,7 @@ class WinRate:
     in each order.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, *, labeler: Labeler) -> None:
         self._judge = labeler
@@ -46,7 +46,7 @@ class WinRate:
             row = _row(labels[comparison.id])
             golds = {f"gold_{side}": gold[side].get(comparison.id) for side in "ab"}
             rows.append({"prompt_id": comparison.prompt.id, "response_id": comparison.id, **row, **golds})
-        summary = _summary(rows)
+        summary = {**_summary(rows), "num_neutralised": verdicts(labels.values())["num_neutralised"]}
         write_rows(output / "wins.jsonl", rows)
         write_json(output / "win_rate.json", summary)
         totals = {name: float(value) for name, value in summary.items() if value is not None}
