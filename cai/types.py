@@ -47,6 +47,7 @@ class Prompt:
 class Response:
     """One answer to a prompt. `finished` is false when `max_new_tokens` cut it off before the end-of-turn token.
     `failed` is why a server gave no answer at all; such a response has no text, and no stage hands it on.
+    `noise` is its level on a noise ladder (`cai.noise.Ladder`); a record on disk has it only where there is a ladder.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Response:
     num_tokens: int
     finished: bool
     failed: str | None = field(default=None, metadata={"spare": True})
+    noise: float | None = field(default=None, metadata={"spare": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "cai").rglob("*.py"))
 # Lowest first. A module may import from its own row and from rows above it in this list, never from below.
 LAYERS = (
     ("cai.types", "cai.errors", "cai.paths", "cai.progress"),
-    ("cai.records", "cai.codec", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base"),
+    ("cai.records", "cai.codec", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base", "cai.noise"),
     ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets", "cai.rewards"),
     ("cai.prompts", "cai.prompt_settings"),
     ("cai.models", "cai.sandbox"),

@@ -203,6 +203,17 @@ def kill() -> None:
     raise Killed
 
 
+def test_models_on_the_way_are_the_same_after_a_kill(inputs: Path, tmp_path: Path) -> None:
+    """Killed before, at and after the steps that they are of."""
+    kept = {"keep_left": [1.0, 0.75, 0.5, 0.25]}
+    run("sft", inputs, tmp_path / "whole", **kept)
+    for step in (1, 4, 5, 8, 9, 14):
+        interrupt(step, "sft", inputs, tmp_path / "cut", **kept)
+    run("sft", inputs, tmp_path / "cut", **kept)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    assert len([name for name in digests(tmp_path / "cut") if name.endswith("model.safetensors")]) == 5
+
+
 def test_a_training_of_few_steps_saves_nothing(inputs: Path, tmp_path: Path) -> None:
     run("reward", inputs, tmp_path, every=100, num_epochs=1)
     assert not list(tmp_path.glob("*.journal"))

@@ -154,6 +154,23 @@ def test_the_epoch_that_a_reward_model_likes_best_is_kept(base: Path, tmp_path: 
         SFT(model=str(base), seed=0, select_by="x", validation_share=0)
 
 
+def test_models_on_the_way_are_kept(base: Path, tmp_path: Path) -> None:
+    """4 epochs of 3 steps: the base model, after a quarter and three quarters; the end is the model itself."""
+    for name, changes in (("plain", {}), ("kept", {"keep_left": [1.0, 0.75, 0.25, 0.0]}), ("short", {"num_epochs": 1})):
+        run(base, tmp_path / name, schedule="constant", warmup_share=0.0, **changes)
+    digests = {name: digest_folder(tmp_path / name / "out") for name in ("plain", "kept", "short")}
+    folders = {name.partition("/")[0] for name in digests["kept"]}
+    assert folders == {"model", "left-1", "left-0.75", "left-0.25", "curve.jsonl"}
+    assert {name: d for name, d in digests["kept"].items() if not name.startswith("left")} == digests["plain"]
+    before, kept = (load_causal_lm(folder).state_dict() for folder in (base, tmp_path / "kept" / "out" / "left-1"))
+    assert all(torch.equal(kept[key], value) for key, value in before.items())
+    # with a constant rate, a quarter of the training is a training of a quarter
+    quarter = digests["kept"]["left-0.75/model.safetensors"]
+    assert quarter == digests["short"]["model/model.safetensors"] != digests["kept"]["left-0.25/model.safetensors"]
+    with pytest.raises(ConfigError, match=r"keep_left: shares are from 0 to 1, got 1\.5"):
+        SFT(model=str(base), seed=0, keep_left=[1.5])
+
+
 def test_rows_that_are_too_long_are_refused_or_dropped_and_counted(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sft\.jsonl: 8 of 12 rows are longer than 15 tokens .* the longest 19"):
         run(base, tmp_path / "a", max_tokens=15)

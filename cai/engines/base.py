@@ -43,17 +43,22 @@ class EnginePrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy; `stop` strings end the text and are not part of it."""
+    """How to sample. `temperature` 0 is greedy; `stop` strings end the text and are not part of it. With probability
+    `epsilon` a token is a random one in place of the model's (noise on purpose: `cai.noise`).
+    """
 
     max_new_tokens: int
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
+    epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens: must be 1 or more, got {self.max_new_tokens}")
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature: must be 0 or more, got {self.temperature}")
+        if not 0 <= self.epsilon <= 1:
+            raise ConfigError(f"epsilon: must be a probability from 0 to 1, got {self.epsilon}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cai.engines.texts import Texts, TokenizedPrompt
     from cai.models.decoding import Work
+    from cai.models.noise import TokenNoise
 
 __all__ = ["TransformersEngine"]
 
@@ -31,6 +32,17 @@ class _Loaded:
     texts: "Texts"
     end_ids: frozenset[int]
     context: int | None
+
+
+def _noise(loaded: _Loaded, epsilon: float) -> "TokenNoise | None":
+    """Random words, and no markers, for a share `epsilon` of the tokens."""
+    import torch
+
+    from cai.models.noise import TokenNoise, plain_ids
+
+    if epsilon == 0:
+        return None
+    return TokenNoise(epsilon, torch.tensor(plain_ids(loaded.texts.tokenizer), device=loaded.model.device))
 
 
 def _check_batch_tokens(number: int) -> None:
@@ -112,6 +124,7 @@ class TransformersEngine:
                 seeds=[seed_of(seed, keys[index]) for index in batch],
                 stop_ids=ending.ids,
                 should_stop=ending.reached if ending.strings else None,
+                noise=_noise(loaded, sampling.epsilon),
                 work=work,
             ):
                 text, num_tokens, finished = ending.text(row.ids)

@@ -19,6 +19,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from cai.errors import ModelError
 from cai.models.llama import LlamaSteps
 from cai.models.masks import blocked, takes_masks
+from cai.models.noise import TokenNoise
+from cai.records import seed_of
 
 __all__ = ["Decoded", "Work", "common_prefix", "draw", "sample", "uniforms"]
 
@@ -90,13 +92,14 @@ def sample(
     seeds: Sequence[int],
     stop_ids: Collection[int],
     should_stop: Callable[[list[int]], bool] | None = None,
+    noise: TokenNoise | None = None,
     work: Work | None = None,
 ) -> Iterator[Decoded]:
     """Continue each of `prompts` (token ids, at least one each) by up to `max_new_tokens`; yield rows as they finish.
 
     A row ends with a token of `stop_ids`, or when `should_stop` says so of its ids: that is asked now and then, so a
-    few tokens may follow. `seeds[i]` gives the random numbers of row i. The whole list is one batch: the caller
-    sees to it that it fits into memory. `work` is added to.
+    few tokens may follow. `seeds[i]` gives the random numbers of row i, those of `noise` apart from those that sample.
+    The whole list is one batch: the caller sees to it that it fits into memory. `work` is added to.
 
     Raises ModelError when the model's probabilities are not finite.
     """
@@ -107,12 +110,16 @@ def sample(
         if not group:
             continue
         cached = _Cached(model, [prompts[i] for i in group], max_new_tokens, work)
-        rows = _Rows(group, [seeds[i] for i in group], max_new_tokens, stop_ids, model.device)
+        randoms = [_randoms(seeds[i], max_new_tokens, noise is not None) for i in group]
+        rows = _Rows(group, torch.from_numpy(np.stack(randoms)).to(model.device), stop_ids)
         tokens = torch.tensor([prompts[i][-1] for i in group], device=model.device)
         for step in range(max_new_tokens):
             if step:
                 work.made += len(tokens)
-            tokens, logp = draw(cached.step(tokens), rows.randoms[:, step], temperature)
+            logits = cached.step(tokens)
+            tokens, logp = draw(logits, rows.randoms[:, step, 0], temperature)
+            if noise is not None:
+                tokens, logp = noise(tokens, logp, logits, rows.randoms[:, step, 1:], rows.stops, temperature)
             rows.add(tokens, logp)
             keep = rows.look(should_stop)
             if keep is not None:
@@ -123,6 +130,12 @@ def sample(
                 tokens = tokens[keep]
         else:
             yield from rows.drop(torch.empty(0, dtype=torch.long, device=model.device))
+
+
+def _randoms(seed: int, count: int, noisy: bool) -> NDArray[np.float64]:
+    """Numbers in [0, 1) for `count` tokens of a row: (count, 1) to sample with, (count, 3) with noise."""
+    own = uniforms(seed, count)[:, None]
+    return np.hstack([own, uniforms(seed_of(seed, "noise"), 2 * count).reshape(count, 2)]) if noisy else own
 
 
 def _equal_lengths(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -136,18 +149,12 @@ def _equal_lengths(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 class _Rows:
     """What the rows of a batch have got so far. `where` (B) maps the rows that are alive to all rows there were."""
 
-    def __init__(
-        self,
-        group: Sequence[int],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        stop_ids: Collection[int],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, group: Sequence[int], randoms: Tensor, stop_ids: Collection[int]) -> None:
+        device, max_new_tokens = randoms.device, randoms.shape[1]
         self.group = group
         self.stop_ids = frozenset(stop_ids)
         self.stops = torch.tensor(sorted(self.stop_ids), dtype=torch.long, device=device)
-        self.randoms = torch.from_numpy(np.stack([uniforms(seed, max_new_tokens) for seed in seeds])).to(device)
+        self.randoms = randoms
         self.ids = torch.empty((len(group), max_new_tokens), dtype=torch.long, device=device)
         self.logps = torch.empty((len(group), max_new_tokens), device=device)
         self.where = torch.arange(len(group), device=device)

@@ -156,15 +156,22 @@ class _Hooks(TrainerCallback):
         after_epoch: Measure | None,
         checkpoints: Checkpoints | None,
         steps_per_epoch: int,
+        at_step: Callable[[int], None],
     ) -> None:
+        self.at_step = at_step
         self.advance = advance
         self.after_epoch = after_epoch
         self.checkpoints = checkpoints
         self.steps_per_epoch = steps_per_epoch
         self.measured: list[dict[str, float]] = []
 
+    def on_train_begin(self, args: object, state: Any, control: Any, **_: object) -> None:
+        if state.global_step == 0:
+            self.at_step(0)
+
     def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> None:
         self.advance()
+        self.at_step(state.global_step)
         if state.global_step % self.steps_per_epoch:
             control.should_save = self._due(state)
 
@@ -193,9 +200,11 @@ def run_trainer(
     *,
     after_epoch: Measure | None = None,
     checkpoints: Checkpoints | None = None,
+    at_step: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
     """Train with what `build` makes (a `LocalTrainer`) in a folder of its own, which is thrown away with all that is in
-    it; go on from the last checkpoint if there is one. Returns the curve.
+    it; go on from the last checkpoint if there is one. `at_step` is called before the first step, with 0, and after
+    each, with its number, before that step is in any checkpoint. Returns the curve.
     """
     resumed = None if checkpoints is None else load_latest(checkpoints.folder)
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -205,7 +214,7 @@ def run_trainer(
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
         trainer.remove_callback(PrinterCallback)
         with progress(label, total=steps_per_epoch * settings.num_epochs, unit="steps") as bar:
-            trainer.hooks = _Hooks(bar.advance, after_epoch, checkpoints, steps_per_epoch)
+            trainer.hooks = _Hooks(bar.advance, after_epoch, checkpoints, steps_per_epoch, at_step)
             trainer.add_callback(trainer.hooks)
             if resumed is not None:
                 # The trainer finds step and history in a file; how many rows to pass over follows from the step.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # stages name the choices here in their settings, and those load no torch
     from torch import Tensor
 
-__all__ = ["Constants", "Head", "Normalise", "ensemble_scores", "normalised", "pool_rewards"]
+__all__ = ["Constants", "Head", "Normalise", "ensemble_scores", "normalised", "pool_rewards", "snippet_rewards"]
 
 # last: the head's output at the end-of-turn token (Stiennon et al. 2020). sum, mean: its outputs at all tokens of the
 # response: the reward of a trajectory is the sum over its states (T-REX, Brown et al. 2019, eq. 1), which grows with
@@ -45,6 +45,15 @@ def pool_rewards(rewards: "Tensor", mask: "Tensor", head: Head) -> "Tensor":
         return rewards.gather(1, last).squeeze(1)
     total = (rewards.float() * mask).sum(1)
     return total if head == "sum" else total / mask.sum(1)
+
+
+def snippet_rewards(outputs: "Tensor", rows: "Tensor", starts: "Tensor", sizes: "Tensor", head: Head) -> "Tensor":
+    """Rewards (S) of snippets: of the head's outputs at tokens `starts` (S) to `starts + sizes` of rows `rows` (S), the
+    sum or mean (T-REX, eq. 1). `outputs` (B, L).
+    """
+    columns = starts.new_tensor(range(outputs.shape[1]))
+    inside = (columns >= starts[:, None]) & (columns < (starts + sizes)[:, None])
+    return pool_rewards(outputs[rows], inside, head)
 
 
 def ensemble_scores(raw: "Tensor", constants: Constants) -> "Tensor":

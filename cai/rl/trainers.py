@@ -6,7 +6,7 @@ batch element (InstructGPT section 3.2), which also saves forwards: K per prompt
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 import torch
@@ -19,13 +19,15 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from cai.errors import DataError
+from cai.records import seed_of
 from cai.rl.local_trainer import Checkpoints, LocalTrainer, Measure, run_trainer, trainer_arguments
 from cai.rl.losses import bradley_terry_loss
 from cai.rl.models import autocast, score_head
-from cai.rl.reward_scores import Head, pool_rewards
+from cai.rl.reward_scores import Head, pool_rewards, snippet_rewards
 from cai.rl.settings import TrainingSettings
+from cai.rl.snippets import Snippets
 
-__all__ = ["Group", "PreferenceTrainer", "collate_groups", "short_enough", "train_reward", "train_sft"]
+__all__ = ["Group", "PreferenceTrainer", "collate_groups", "in_snippets", "short_enough", "train_reward", "train_sft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Group:
     """A prompt with K responses as K rows of token ids, and its labels: `p[i]` is the probability that row
     `first[i]` is preferred to row `second[i]`, `weight[i]` (of nothing: 1) how much that counts and `margin[i]`
     (of nothing: 0) how far ahead the preferred one should be. Responses begin at token `starts` of their rows, which
-    only a head that reads all their tokens asks for.
+    only a head that reads all their tokens asks for. With `spans`, pair i is one of snippets: tokens `spans[i][0]` on
+    of its first row against tokens `spans[i][1]` on of its second, `spans[i][2]` of each.
     """
 
     rows: list[list[int]]
@@ -43,6 +46,7 @@ class Group:
     weight: list[float] = field(default_factory=list)
     margin: list[float] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
+    spans: list[list[int]] = field(default_factory=list)
 
 
 _COLUMNS = tuple(column.name for column in fields(Group))
@@ -56,9 +60,11 @@ def train_sft(
     *,
     after_epoch: Measure | None = None,
     checkpoints: Checkpoints | None = None,
+    at_step: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
     """Train `model` in place on rows (token ids, number of prompt tokens), with the loss on the response tokens alone
-    (token mean over the batch). Returns the curve, with a row of what `after_epoch` measured for each epoch.
+    (token mean over the batch). Returns the curve, with a row of what `after_epoch` measured for each epoch; `at_step`
+    is told of every step (`run_trainer`).
     """
     data = Dataset.from_dict(
         {
@@ -74,7 +80,9 @@ def train_sft(
         return _SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
 
     lengths = [len(ids) for ids, _ in rows]
-    return run_trainer(build, lengths, settings, "sft", after_epoch=after_epoch, checkpoints=checkpoints)
+    return run_trainer(
+        build, lengths, settings, "sft", after_epoch=after_epoch, checkpoints=checkpoints, at_step=at_step
+    )
 
 
 def train_reward(
@@ -111,10 +119,24 @@ def train_reward(
     return run_trainer(build, lengths, settings, "reward", checkpoints=checkpoints)
 
 
+def in_snippets(group: Group, snippets: Snippets, seed: int) -> Group:
+    """`group` with pairs of snippets of its responses in place of the pairs of responses, each with their label."""
+    sizes = [len(row) - start for row, start in zip(group.rows, group.starts, strict=True)]
+    pairs: list[int] = []
+    spans: list[list[int]] = []
+    for number, (i, j) in enumerate(zip(group.first, group.second, strict=True)):
+        for one, other, size in snippets.draw(sizes[i], sizes[j], seed=seed_of(seed, number)):
+            pairs.append(number)
+            spans.append([group.starts[i] + one, group.starts[j] + other, size])
+    labels = {name: getattr(group, name) for name in ("first", "second", "p", "weight", "margin")}
+    repeated = {name: [values[number] for number in pairs] if values else [] for name, values in labels.items()}
+    return replace(group, **repeated, spans=spans)
+
+
 def collate_groups(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """Groups as one batch: `input_ids`, `attention_mask`, `response_mask` (N, L) over all responses; `first`, `second`,
-    `p`, `weight`, `margin` over all pairs (P), indices into N. The weights of a group's pairs sum to 1 where its labels
-    have weight 1: they are 1 / C(K, 2) when all pairs are labelled.
+    `p`, `weight`, `margin` over all pairs (P), indices into N; `spans` (P, 3) where the pairs are of snippets.
+    The weights of a group's pairs sum to 1 where its labels have weight 1: they are 1 / C(K, 2) when all are labelled.
     """
     rows = [row for example in examples for row in example["rows"]]
     starts = [start for example in examples for start in example.get("starts") or [0] * len(example["rows"])]
@@ -129,6 +151,7 @@ def collate_groups(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str,
         labels["weight"] += [weight / num_pairs for weight in example.get("weight") or [1.0] * num_pairs]
         labels["margin"] += example.get("margin") or [0.0] * num_pairs
         offset += len(example["rows"])
+    spans = [span for example in examples for span in example.get("spans") or []]
     columns, sizes = torch.arange(length), torch.tensor([len(row) for row in rows])
     real = columns < sizes[:, None]
     return {
@@ -138,6 +161,7 @@ def collate_groups(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str,
         "first": torch.tensor(labels["first"]),
         "second": torch.tensor(labels["second"]),
         **{name: torch.tensor(labels[name], dtype=torch.float32) for name in ("p", "weight", "margin")},
+        **({"spans": torch.tensor(spans)} if spans else {}),
     }
 
 
@@ -179,18 +203,32 @@ class PreferenceTrainer(LocalTrainer, RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: object = None,
     ) -> Any:
-        """The Bradley-Terry loss of one batch (`cai.rl.losses.bradley_terry_loss`)."""
-        labels = (inputs[key] for key in ("first", "second", "p", "weight", "margin"))
-        loss = bradley_terry_loss(self._rewards(model, inputs), *labels)
+        """The Bradley-Terry loss of one batch (`cai.rl.losses.bradley_terry_loss`), of responses or of snippets."""
+        first, second, spans = inputs["first"], inputs["second"], inputs.get("spans")
+        if spans is None:
+            rewards = self._rewards(model, inputs)
+        else:
+            rows, starts, sizes = torch.cat([first, second]), spans[:, :2].T.flatten(), spans[:, 2].repeat(2)
+            rewards = snippet_rewards(self._outputs(inputs), rows, starts, sizes, self.head)
+            first, second = torch.arange(2 * len(first), device=first.device).chunk(2)
+        loss = bradley_terry_loss(rewards, first, second, inputs["p"], inputs["weight"], inputs["margin"])
         return (loss, {}) if return_outputs else loss
 
     def _rewards(self, model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
-        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        """One of every response, (N)."""
         if self.head == "last":
             # Hugging Face reads the score at the rightmost id that is not `config.pad_token_id`: the end-of-turn token.
-            rewards: Tensor = model(**batch).logits.squeeze(-1)
+            rewards: Tensor = model(**_model_inputs(inputs)).logits.squeeze(-1)
             return rewards
+        return pool_rewards(self._outputs(inputs), inputs["response_mask"], self.head)
+
+    def _outputs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Those of the head at every token, (N, L)."""
         with autocast(inputs["input_ids"].device, "bfloat16" if self.args.bf16 else "float32"):
             network = cast(PreTrainedModel, self.model)
-            outputs = score_head(network)(cast(Any, network.base_model)(**batch).last_hidden_state).squeeze(-1)
-        return pool_rewards(outputs, inputs["response_mask"], self.head)
+            hidden = cast(Any, network.base_model)(**_model_inputs(inputs)).last_hidden_state
+            return cast(Tensor, score_head(network)(hidden).squeeze(-1))
+
+
+def _model_inputs(inputs: dict[str, Tensor]) -> dict[str, Any]:
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}

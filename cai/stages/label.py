@@ -18,6 +18,7 @@ from cai.labelers.statistics import (
     verdicts,
     with_gold,
 )
+from cai.noise import monotonicity
 from cai.records import read_records, write_json, write_records, write_rows
 from cai.scorers import Scorer
 from cai.types import Comparison, Judgment
@@ -30,7 +31,8 @@ class Label:
     questions that it gave no answer to, failed.jsonl (a row per question, with the reason).
 
     The first judgment of a comparison is its label; judgments of further people measure agreement. An abstention gives
-    no preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them.
+    no preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them;
+    where the responses have noise levels, also whether gold falls with noise (`noise`).
     """
 
     version: ClassVar[int] = 3
@@ -71,6 +73,8 @@ class Label:
         self, comparisons: Sequence[Comparison], judgments: Sequence[Judgment], labels: Mapping[str, Judgment]
     ) -> dict[str, Any]:
         principles = Counter(principle_id for label in labels.values() for principle_id in label.principle_ids)
+        gold = self._gold(comparisons)
+        ladder = None if gold is None else monotonicity(comparisons, gold)
         return {
             "labeler": self._labeler.name,
             "num_comparisons": len(comparisons),
@@ -78,14 +82,15 @@ class Label:
             **verdicts(labels.values()),
             "position": position(judgments),
             "between_people": between_people(judgments),
-            "gold": self._gold(comparisons, labels),
+            "gold": None if gold is None else with_gold(comparisons, labels, gold),
+            **({} if ladder is None else {"noise": ladder}),
             "principles": dict(sorted(principles.items())),
             "served": served(judgments),
             "people": dict(sorted(Counter(judgment.person for judgment in judgments if judgment.person).items())),
         }
 
-    def _gold(self, comparisons: Sequence[Comparison], labels: Mapping[str, Judgment]) -> dict[str, Any] | None:
-        """Agreement with the gold column; None when nobody measures it."""
+    def _gold(self, comparisons: Sequence[Comparison]) -> dict[str, list[float]] | None:
+        """The gold column by comparison; None when nobody measures it."""
         if self._scorer is None:
             return None
         prompts = [comparison.prompt for comparison in comparisons for _ in comparison.responses]
@@ -94,8 +99,7 @@ class Label:
         if "gold" not in columns:
             return None
         scores = iter(columns["gold"])
-        gold = {comparison.id: [next(scores) for _ in comparison.responses] for comparison in comparisons}
-        return with_gold(comparisons, labels, gold)
+        return {comparison.id: [next(scores) for _ in comparison.responses] for comparison in comparisons}
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -108,6 +112,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
         "same_position": summary["position"]["same_position"],
         "agreement": summary["between_people"]["agreement"],
         "gold_agreement": summary["gold"]["agreement"] if summary["gold"] else None,
+        "gold_noise_spearman": summary["noise"]["spearman"] if "noise" in summary else None,
     }
     if summary["served"]:
         wanted["num_unanswered"] = summary["served"]["num_unanswered"]

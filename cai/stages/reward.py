@@ -12,6 +12,7 @@ from cai.errors import ConfigError, DataError, unknown
 from cai.records import read_records, seed_of, write_json, write_rows
 from cai.rl.reward_scores import Head, Normalise
 from cai.rl.settings import TrainingSettings
+from cai.rl.snippets import Snippets
 from cai.types import Demonstration, Preference
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ class Reward(TrainingSettings):
     A share of the prompts is held out, chosen by a hash of their text: the same in all arms and seeds, and no prompt on
     both sides. `normalise` sets helpful demonstrations to score 0 on average (`bias`), and the policy's samples to
     spread by 1 (`gain_and_bias`). `num_models` are trained with different heads and orders; where they disagree the
-    score is lower, `pessimism` times their standard deviation. `head` says which tokens' outputs make the score. Every
-    `checkpoint_every` steps the training saves what it needs to go on after a kill (0: never).
+    score is lower, `pessimism` times their standard deviation. `head` says which tokens' outputs make the score; one
+    that reads them all may learn from `snippets` of the responses (T-REX), drawn anew for each model, and is measured
+    on whole ones. Every `checkpoint_every` steps the training saves what it needs to go on after a kill (0: never).
 
     One temperature is fitted on the held-out pairs and kept in reward.json. It is not in the scores, of which it would
     change nothing but the scale; `log_loss`, `ece`, `reliability` and all that a report shows are without it too, and
@@ -44,6 +46,7 @@ class Reward(TrainingSettings):
     pessimism: float = 0.0
     normalise: Normalise = "bias"
     head: Head = "last"
+    snippets: Snippets | None = None
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class Reward(TrainingSettings):
         for name, allowed in (("normalise", get_args(Normalise)), ("head", get_args(Head))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: {unknown('choice', getattr(self, name), allowed)}")
+        if self.snippets is not None and self.head == "last":
+            raise ConfigError("snippets: their reward is of all their tokens: needs head sum or mean, got 'last'")
         if self.checkpoint_every < 0:
             raise ConfigError(f"checkpoint_every: must be 0 (never) or more, got {self.checkpoint_every!r}")
 
@@ -130,9 +135,19 @@ class Reward(TrainingSettings):
                 reward.others.append(model)
             checkpoints = Checkpoints(output / f"checkpoints{name}.journal", every) if every else None
             settings = replace(self, seed=seed)
-            curve = train_reward(model, reward.tokenizer, groups, settings, head=self.head, checkpoints=checkpoints)
+            cut = _cut(groups, self.snippets, seed)
+            curve = train_reward(model, reward.tokenizer, cut, settings, head=self.head, checkpoints=checkpoints)
             write_rows(output / f"curve{name}.jsonl", curve)
         return self.num_models * self.num_epochs * sum(len(row) for group in groups for row in group.rows)
+
+
+def _cut(groups: "Sequence[Group]", snippets: Snippets | None, seed: int) -> "Sequence[Group]":
+    """The groups in snippets, where those are wanted."""
+    from cai.rl.trainers import in_snippets
+
+    if snippets is None:
+        return groups
+    return [in_snippets(group, snippets, seed_of(seed, "snippets", i)) for i, group in enumerate(groups)]
 
 
 def _encode(reward: "RewardModel", preference: Preference, where: str) -> "Group":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cai.datasets.splits import held_out
 from cai.errors import ConfigError, DataError
 from cai.models.digest import model_digest
+from cai.noise import kept_name
 from cai.records import read_records, seed_of, write_rows
 from cai.rl.settings import Schedule, TrainingSettings
 from cai.types import Demonstration
@@ -30,7 +31,9 @@ class SFT(TrainingSettings):
     model. The demonstrations of a `validation_share` of the prompts are held out. With `select_by`, the model folder of
     a reward stage, the epoch whose samples on the held-out prompts score best is kept (InstructGPT section 3.5 selects
     like this), else the last. Every `checkpoint_every` steps the training saves what it needs to go on after a kill (0:
-    never). The other settings are told by `cai.rl.settings.TrainingSettings`.
+    never). The models that had a share of `keep_left` of their steps still to come (1: the base model) are kept beside
+    model/ as left-<share>/, for a ladder of checkpoints (`cai.noise.Ladder`). The other settings are told by
+    `cai.rl.settings.TrainingSettings`.
     """
 
     version: ClassVar[int] = 2
@@ -42,6 +45,7 @@ class SFT(TrainingSettings):
     select_by: str | None = None
     max_new_tokens: int = 256
     checkpoint_every: int = 0
+    keep_left: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +55,9 @@ class SFT(TrainingSettings):
             raise ConfigError(f"validation_share: must be from 0 to below 1, got {self.validation_share!r}")
         if self.select_by is not None and not self.validation_share:
             raise ConfigError("select_by: needs held-out prompts to sample on, but validation_share is 0")
+        for share in self.keep_left:
+            if not 0 <= share <= 1:
+                raise ConfigError(f"keep_left: shares are from 0 to 1, got {share!r}")
 
     def texts(self) -> dict[str, str]:
         """The files of the base model, and of the reward model that selects."""
@@ -79,7 +86,14 @@ class SFT(TrainingSettings):
         every = self.checkpoint_every
         checkpoints = Checkpoints(output / "checkpoints.journal", every) if every else None
         rows = [encoded[i] for i in train]
-        curve = train_sft(model, tokenizer, rows, self, after_epoch=measure, checkpoints=checkpoints)
+        num_steps = -(-len(rows) // self.batch_size) * self.num_epochs
+        keep = {output / kept_name(share): round((1 - share) * num_steps) for share in self.keep_left if share > 0}
+
+        def at_step(step: int) -> None:
+            for folder in (folder for folder, kept in keep.items() if kept == step):
+                save_model(model, tokenizer, folder)
+
+        curve = train_sft(model, tokenizer, rows, self, after_epoch=measure, checkpoints=checkpoints, at_step=at_step)
         if measure is not None:
             measure.keep_best()
         save_model(model, tokenizer, output / "model")
