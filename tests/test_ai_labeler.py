@@ -321,3 +321,22 @@ def test_noise_is_noise() -> None:
     """The helper that everything above stands on."""
     values = [noise(i) for i in range(2000)]
     assert np.mean(values) == pytest.approx(0.5, abs=0.03) and len(set(values)) == 2000
+
+
+def test_null_takes_every_principle_that_applies(workdir: Path) -> None:
+    asked = labeler(workdir, FunctionEngine(), num_principles=None)
+    one, other = asked.label(random_comparisons(2))
+    assert set(one.principle_ids) == {"kind", "brief", "safe"}
+    assert set(other.principle_ids) == {"kind", "brief"}
+
+
+def test_the_judge_gives_one_answer_whoever_asks(workdir: Path) -> None:
+    """What the label stage does in one go can be done in parts: draw, ask, put together."""
+    whole = labeler(workdir, FunctionEngine(), num_principles=2)
+    comparisons = random_comparisons(3, k=3)
+    for c, judgment in zip(comparisons, whole.label(comparisons), strict=True):
+        questions = list(whole.questions(c))
+        assert [q.principle.id for q in questions] == [row["principle"] for row in judgment.evidence]
+        again = whole.judgment(c, [row for row, _ in whole.judge.ask(questions)])
+        assert [pair.p for pair in again.pairs] == pytest.approx([pair.p for pair in judgment.pairs], abs=1e-7)
+        assert again.principle_ids == judgment.principle_ids

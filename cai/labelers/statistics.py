@@ -13,6 +13,7 @@ from cai.labelers.feedback import own_pairs
 from cai.types import Comparison, Judgment
 
 __all__ = [
+    "DECIDED",
     "between_people",
     "both_orders",
     "cohen_kappa",
@@ -24,7 +25,7 @@ __all__ = [
     "with_gold",
 ]
 
-_DECIDED = 0.1
+DECIDED = 0.1  # distance of p from 1/2, from which on a verdict is one
 Gold = Mapping[str, Sequence[float]]  # comparison id -> gold score of each response
 
 
@@ -80,7 +81,7 @@ def position(judgments: Iterable[Judgment]) -> dict[str, Any]:
         for one, other in both_orders(judgment):
             p, q = float(one["p"]), float(other["p"])
             same.append(float((p - 0.5) * (q - 0.5) > 0))
-            if max(abs(p - 0.5), abs(q - 0.5)) >= _DECIDED:
+            if max(abs(p - 0.5), abs(q - 0.5)) >= DECIDED:
                 decided.append(same[-1])
             p_first += [p, q]
     return {
