@@ -1,6 +1,7 @@
 """Prompt families: folders of Jinja templates, rendered to what an engine continues, with slots where answers go.
 
-A family has up to six templates (`KINDS`), each with its own variables. A template is text with *slots*: a choice slot
+A family has up to six templates (`KINDS`), each with its own variables; a judge may have `examples`, too (`SHOWS`). A
+template is text with *slots*: a choice slot
 (the probability of each option is read) or a text slot (a continuation is sampled). Text slots name the strings that
 end them, so what comes back needs no parsing.
 
@@ -24,7 +25,7 @@ from cai.records import fingerprint
 from cai.templates import Passage, Templates
 from cai.types import Turn
 
-__all__ = ["KINDS", "ChoiceSlot", "PromptFamily", "Rendered", "TextSlot"]
+__all__ = ["KINDS", "SHOWS", "ChoiceSlot", "PromptFamily", "Rendered", "Shot", "TextSlot"]
 
 KINDS: Final[Mapping[str, frozenset[str]]] = {
     "critique": frozenset({"turns", "response", "principle"}),
@@ -34,6 +35,7 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     "judge_cot": frozenset({"turns", "responses", "principle"}),
     "rate": frozenset({"turns", "response", "principle"}),
 }
+SHOWS: Final = ("judge",)  # templates that may have the variable `examples`, worked ones that come before the question
 SETTINGS: Final = "family.yaml"
 SUFFIX: Final = ".jinja"
 
@@ -54,6 +56,16 @@ class TextSlot:
 
 
 Slot = ChoiceSlot | TextSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A worked example for a judge: `better` is the index of the response that keeps better to the principle."""
+
+    turns: tuple[Turn, ...]
+    responses: tuple[str, ...]
+    principle: Principle
+    better: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +135,28 @@ class PromptFamily:
         self.kinds = tuple(kind for kind in KINDS if kind + SUFFIX in templates)
         for kind in self.kinds:
             self._check_variables(kind)
-            self.render(kind, **{variable: _SAMPLES[variable] for variable in KINDS[kind]})
+            sample = {variable: _SAMPLES[variable] for variable in KINDS[kind]}
+            self.render(kind, **sample)
+            if self.shows(kind):
+                self.render(kind, **sample, examples=[_SHOT])
 
     def render(self, template: str, **variables: object) -> Rendered:
         """Render one of `KINDS` with exactly its variables.
 
         `turns` is a sequence of Turn, `response` and `critique` are text, `responses` is a sequence of texts and
-        `principle` is a Principle. The options of a judge's last slot are in the order of `responses`, those of `rate`
-        from the worst to the best.
+        `principle` is a Principle. `examples`, a sequence of Shot, may be left out. The options of a judge's last slot
+        are in the order of `responses`, those of `rate` from the worst to the best.
         """
         self._known(template)
+        file = template + SUFFIX
+        examples = cast(Sequence[Shot], variables.pop("examples", ()))
         if variables.keys() != KINDS[template]:
             self._complain(template, variables)
+        if examples and not self.shows(template):
+            raise PromptError(f"{self._paths[file]}: makes no use of examples, and is to show {len(examples)}")
         broken = _Count()
         inert = {name: self._inert(name, value, broken) for name, value in variables.items()}
-        file = template + SUFFIX
+        inert["examples"] = [self._inert_shot(shot) for shot in examples]
         turns: list[tuple[str, Passage]] = []
         parts: list[Passage | Slot] = []
         for block in self._templates.blocks(file) or (None,):
@@ -156,6 +175,11 @@ class PromptFamily:
             quoted=tuple((n, *place) for n, p in enumerate(passages) if isinstance(p, Passage) for place in p.values),
             num_neutralised=broken.number,
         )
+
+    def shows(self, template: str) -> bool:
+        """Whether the template makes use of examples."""
+        self._known(template)
+        return "examples" in self._templates.variables(template + SUFFIX)
 
     def hashes(self, *templates: str) -> dict[str, str]:
         """SHA-256 by template: of its file, the files that it includes and the family's settings."""
@@ -182,7 +206,7 @@ class PromptFamily:
 
     def _check_variables(self, kind: str) -> None:
         file = kind + SUFFIX
-        used = self._templates.variables(file)
+        used = self._templates.variables(file) - ({"examples"} if kind in SHOWS else set())
         if extra := sorted(used - KINDS[kind]):
             where = self._templates.where_used(file, extra[0])
             raise PromptError(f"{where}: {unknown('variable', extra[0], KINDS[kind])}")
@@ -213,6 +237,11 @@ class PromptFamily:
             if name == "responses" and all(isinstance(response, str) for response in value):
                 return tuple(broken.add(self._settings.inert(response)) for response in value)
         raise PromptError(f"{name} must be {_TYPES[name]}, got {type(value).__name__}: {str(value)[:40]!r}")
+
+    def _inert_shot(self, shot: Shot) -> dict[str, object]:
+        """An example as templates get it. Its texts are its author's own, so nobody counts what is broken up."""
+        values = {"turns": shot.turns, "responses": shot.responses, "principle": shot.principle}
+        return {name: self._inert(name, value, _Count()) for name, value in values.items()} | {"better": shot.better}
 
 
 @dataclass(slots=True)
@@ -309,3 +338,4 @@ _SAMPLES: Final[Mapping[str, object]] = {
     "critique": "It is short.",
     "principle": Principle(id="sample", axis="sample", statement="Be kind."),
 }
+_SHOT: Final = Shot((Turn("user", "Hello?"),), ("Hi.", "Go away."), cast(Principle, _SAMPLES["principle"]), 0)

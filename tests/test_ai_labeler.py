@@ -13,11 +13,12 @@ from worlds import TEMPLATES, FunctionEngine, by_text, comparison, family, noise
 
 from cai.engines.base import EnginePrompt
 from cai.errors import LabelerError, PromptError
-from cai.labelers import ai
+from cai.labelers import ai, verdict
 from cai.labelers.ai import AILabeler
 from cai.labelers.base import Labeler
 from cai.labelers.journaled import label_journaled
-from cai.labelers.statistics import position
+from cai.labelers.statistics import by_principle, position, principle_verdicts
+from cai.prompts import PromptFamily
 from cai.types import Comparison, Judgment
 
 
@@ -160,6 +161,51 @@ def test_more_principles_than_apply_are_all_that_apply(workdir: Path) -> None:
     assert len(red.evidence) == 6
 
 
+def test_all_principles_judge_and_count_by_their_weight(workdir: Path) -> None:
+    comparisons = random_comparisons(10)
+    for comparison_, judgment in zip(
+        comparisons, labeler(workdir, FunctionEngine(), num_principles="all").label(comparisons), strict=True
+    ):
+        own = {name: p for name, _, p in principle_verdicts(judgment)}
+        weights = {p.id: p.weight for p in rules(workdir).for_tags(comparison_.prompt.tags)}
+        assert own.keys() == weights.keys() and weights["brief"] == 2
+        mean = sum(weights[name] * p for name, p in own.items()) / sum(weights.values())
+        assert judgment.pairs[0].p == pytest.approx(mean)
+        assert judgment.principle_ids == tuple(weights), "in the order of the file"
+
+
+def test_named_principles_judge_and_no_others(workdir: Path) -> None:
+    one = labeler(workdir, FunctionEngine(), principles=["kind"])
+    assert {j.principle_ids for j in one.label(random_comparisons(20))} == {("kind",)}
+    every = labeler(workdir, FunctionEngine(), principles=["safe", "kind"], num_principles="all")
+    red, other = every.label(random_comparisons(2))
+    assert (red.principle_ids, other.principle_ids) == (("kind", "safe"), ("kind",))
+
+
+def test_what_each_principle_said_by_itself(workdir: Path) -> None:
+    def logp(asked: EnginePrompt, choice: str) -> float:
+        if choice in (" yes", " no"):
+            return math.log(0.5)
+        good = {"be kind": 0.9, "be brief": 0.6, "be safe": 0.2}[asked.text.split("wish ")[1].split(" one ")[0]]
+        first = "good" in asked.text.split("one ")[1].split(" two ")[0]
+        return math.log(good if (choice == " (A)") == first else 1 - good)
+
+    pairs = [comparison(f"c{i}", "good", "bad", tags=("red_team",)) for i in range(4)]
+    judgments = list(labeler(workdir, FunctionEngine(logp=logp), num_principles="all").label(pairs))
+    assert judgments[0].pairs[0].p == pytest.approx((0.9 + 2 * 0.6 + 0.2) / 4)
+    found = by_principle(judgments, {c.id: [1.0, 0.0] for c in pairs[:3]} | {"c3": [0.0, 0.0]})
+    assert {name: row["mean_distance"] for name, row in found.items()} == {
+        "kind": pytest.approx(0.4),
+        "brief": pytest.approx(0.1),
+        "safe": pytest.approx(0.3),
+    }
+    assert {name: (row["num_pairs"], row["as_label"], row["as_gold"]) for name, row in found.items()} == {
+        "kind": (4, 1.0, 1.0),
+        "brief": (4, 1.0, 1.0),
+        "safe": (4, 0.0, 0.0),
+    }
+
+
 def test_a_principle_that_applies_to_no_prompt_is_named_and_counted(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +223,57 @@ def test_a_comparison_that_no_principle_is_about_is_an_abstention(workdir: Path)
     only_red = rules(workdir, "principles: [{id: safe, axis: c, statement: be safe, applies_to: [red_team]}]")
     red, other = labeler(workdir, FunctionEngine(), constitution=only_red).label(random_comparisons(2))
     assert red.pairs and red.abstained is None
-    assert (other.pairs, other.abstained) == ((), ai.NO_PRINCIPLE)
+    assert (other.pairs, other.abstained) == ((), verdict.NO_PRINCIPLE)
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+WITH_EXAMPLES = (
+    "{% for e in examples %}{{ e.turns[0].content }}: {{ e.responses[0] }} or {{ e.responses[1] }} by "
+    "{{ e.principle.comparison }} is {{ '(A)' if e.better == 0 else '(B)' }}. {% endfor %}" + TEMPLATES["judge"]
+)
+EXAMPLES = """
+principles: [{id: kind, axis: a, statement: be kind}]
+examples:
+  - {prompt: q1, better: thanks, worse: pah, principle: kind}
+  - {prompt: q2, better: hello, worse: what, principle: kind}
+  - {prompt: q3, better: sure, worse: never, principle: kind}
+"""
+
+
+def test_the_judge_is_shown_examples_of_the_constitution(workdir: Path) -> None:
+    settings = {"prompts": family(workdir, judge=WITH_EXAMPLES), "constitution": rules(workdir, EXAMPLES)}
+    engine = FunctionEngine()
+    list(labeler(workdir, engine, num_examples=2, **settings).label(random_comparisons(3)))
+    begins = {asked.text.split("user says")[0] for asked in engine.scored[0]}
+    assert begins == {"q1: thanks or pah by be kind is (A). q2: what or hello by be kind is (B). "}
+    bare = labeler(workdir, FunctionEngine(), **settings)
+    assert "examples" not in bare.texts()
+    shown = [labeler(workdir, FunctionEngine(), num_examples=n, **settings).texts()["examples"] for n in (1, 2)]
+    assert shown[0] != shown[1], "labels depend on the examples"
+
+
+def test_the_examples_of_another_constitution_can_be_shown(workdir: Path) -> None:
+    other = rules(workdir, EXAMPLES)
+    engine, prompts = FunctionEngine(), family(workdir, judge=WITH_EXAMPLES)
+    one = labeler(workdir, engine, prompts=prompts, constitution=rules(workdir), examples=other, num_examples=1)
+    assert "be kind is" in engine.scored[0][0].text if list(one.label(random_comparisons(1))) else False
+
+
+@pytest.mark.parametrize("name", ["chat", "few_shot"])
+def test_shipped_families_show_examples(workdir: Path, name: str) -> None:
+    engine = FunctionEngine()
+    settings = {"prompts": PromptFamily(name), "constitution": rules(workdir, EXAMPLES), "num_examples": 3}
+    list(labeler(workdir, engine, **settings).label(random_comparisons(1)))
+    asked = engine.scored[0][0]
+    whole = "\n".join([*(turn.content for turn in asked.turns), asked.text])
+    assert [text in whole for text in ("thanks", "hello", "q3")] == [True] * 3
+    assert whole.count("The answer is: (A)") + whole.count("The answer is: (B)") == 3
+
+
+def test_a_template_without_examples_cannot_show_any(workdir: Path) -> None:
+    with pytest.raises(PromptError, match=r"judge\.jinja: makes no use of examples, and is to show 2"):
+        labeler(workdir, FunctionEngine(), constitution=rules(workdir, EXAMPLES), num_examples=2)
 
 
 # --- ill-formed answers -----------------------------------------------------------------------------------------------
@@ -188,7 +284,7 @@ def test_an_answer_without_mass_on_the_options_is_an_abstention(workdir: Path) -
     enough = only(labeler(workdir, by_text(0.9, mass=0.06), min_mass=0.05).label(pair))
     assert enough.pairs[0].p == pytest.approx(0.9)
     too_little = only(labeler(workdir, by_text(0.9, mass=0.04), min_mass=0.05).label(pair))
-    assert (too_little.pairs, too_little.abstained) == ((), ai.ILL_FORMED)
+    assert (too_little.pairs, too_little.abstained) == ((), verdict.ILL_FORMED)
     assert all(row["p"] is None and row["mass"] == pytest.approx(0.04) for row in too_little.evidence)  # type: ignore[comparison-overlap]
 
 
@@ -203,14 +299,30 @@ def test_one_bad_order_takes_its_principle_with_it(workdir: Path) -> None:
     assert two.pairs[0].p == pytest.approx(7 / 9), "the other principle decides, in both orders"
     kind = rules(workdir, "principles: [{id: kind, axis: a, statement: be kind}]")
     one = only(labeler(workdir, FunctionEngine(logp=logp), constitution=kind, min_mass=0.05).label(pair))
-    assert one.abstained == ai.ILL_FORMED
+    assert one.abstained == verdict.ILL_FORMED
 
 
 def test_impossible_options_are_never_a_label(workdir: Path) -> None:
     judgment = only(labeler(workdir, FunctionEngine(logp=lambda *_: -math.inf)).label([comparison("c", "x", "y")]))
-    assert judgment.abstained == ai.ILL_FORMED
+    assert judgment.abstained == verdict.ILL_FORMED
     branches: Any = judgment.evidence[0]["branches"]
     assert branches[0]["logps"] == [None, None]
+
+
+def test_a_pair_that_is_hardly_decided_is_an_abstention(workdir: Path) -> None:
+    pair = [comparison("c", "good", "bad")]
+    sure = only(labeler(workdir, by_text(0.7), min_distance=0.19).label(pair))
+    assert sure.pairs[0].p == pytest.approx(0.7) and sure.abstained is None
+    unsure = only(labeler(workdir, by_text(0.6), min_distance=0.19).label(pair))
+    assert (unsure.pairs, unsure.abstained) == ((), verdict.UNDECIDED)
+    assert unsure.evidence[0]["p"] == pytest.approx(0.6), "what it said is kept"
+
+
+def test_of_k_responses_only_the_undecided_pairs_are_left_out(workdir: Path) -> None:
+    three = [comparison("c", "good", "bad", "worse")]
+    judgment = only(labeler(workdir, by_text(0.8), min_distance=0.01).label(three))
+    # `bad` and `worse` are the same to this judge, who then goes by position: even, over both orders
+    assert [(pair.first, pair.second) for pair in judgment.pairs] == [(0, 1), (0, 2)]
 
 
 # --- chain of thought -------------------------------------------------------------------------------------------------
@@ -302,7 +414,12 @@ def test_texts_are_all_that_labels_depend_on(workdir: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"num_principles": 0}, LabelerError, "num_principles: must be at least 1"),
+        ({"num_principles": 0}, LabelerError, "num_principles: must be at least 1, or all, got 0"),
+        ({"principles": ["kindd"]}, LabelerError, "principles: unknown principle 'kindd'; did you mean 'kind'"),
+        ({"principles": []}, LabelerError, "principles: must name at least one"),
+        ({"num_examples": 1}, LabelerError, r"num_examples: .*constitution\.yaml has 0 examples, got 1"),
+        ({"min_distance": 0.6}, LabelerError, "min_distance: must be from 0 to 0.5"),
+        ({"min_distance": 0.2, "clamp": [0.4, 0.6]}, LabelerError, "min_distance: must be from 0 to 0.1"),
         ({"min_mass": 1.0}, LabelerError, "min_mass: must be a probability"),
         ({"clamp": [0.4, 0.7]}, LabelerError, r"clamp: must be \[low, 1 - low\]"),
         ({"clamp": [0.6, 0.4]}, LabelerError, r"clamp: must be \[low, 1 - low\]"),
@@ -321,13 +438,6 @@ def test_noise_is_noise() -> None:
     """The helper that everything above stands on."""
     values = [noise(i) for i in range(2000)]
     assert np.mean(values) == pytest.approx(0.5, abs=0.03) and len(set(values)) == 2000
-
-
-def test_null_takes_every_principle_that_applies(workdir: Path) -> None:
-    asked = labeler(workdir, FunctionEngine(), num_principles=None)
-    one, other = asked.label(random_comparisons(2))
-    assert set(one.principle_ids) == {"kind", "brief", "safe"}
-    assert set(other.principle_ids) == {"kind", "brief"}
 
 
 def test_the_judge_gives_one_answer_whoever_asks(workdir: Path) -> None:

@@ -11,34 +11,33 @@ from cai.engines.base import EngineFactory, Receipt, RemoteEngine
 from cai.engines.journaled import cost_facts, tell_unknown, tell_unused
 from cai.errors import LabelerError
 from cai.labelers.judge import Judge, Order, Question, Row
+from cai.labelers.panel import NumPrinciples, Panel, shots
 from cai.labelers.slots import combined
+from cai.labelers.verdict import decided, pairs_of_rows, why_not
 from cai.prompts import PromptFamily
 from cai.records import seed_of
-from cai.types import Comparison, Judgment, Pair
+from cai.types import Comparison, Judgment
 
-__all__ = ["FAILED", "ILL_FORMED", "NO_PRINCIPLE", "AILabeler"]
+__all__ = ["AILabeler"]
 
 _CHUNK: Final = 256  # comparisons whose questions go to the engine together; resuming computes whole chunks
 # The same for a server, which keeps its answers one by one, and whose slowest answer every chunk waits for.
 _REMOTE_CHUNK: Final = 4096
 
-FAILED: Final = "failed"  # followed by : and the server's reason
-ILL_FORMED: Final = "ill_formed_answer"
-NO_PRINCIPLE: Final = "no_principle_applies"
-
 
 class AILabeler:
     """Soft labels from a model's option probabilities, averaged over both orders and over principles.
 
-    Per comparison `num_principles` (None: all) are drawn from the constitution, seeded by the comparison's id, among
-    those that apply to its prompt; the model is asked about each as `cai.labelers.judge.Judge` does. With
-    `both_orders`, p = (p(i | i first) + 1 - p(j | j first)) / 2, which swapping the responses turns into 1 - p;
-    without, the order is a seeded coin flip. `clamp` = (low, 1 - low) limits every answer before averaging (the paper's
-    0.4 to 0.6 for chain of thought).
+    Per comparison `num_principles` (see `Panel`) judge, among those of the constitution, or those in `principles`, that
+    apply to its prompt; the model is asked about each as `cai.labelers.judge.Judge` does, and about every pair of its
+    responses. With `both_orders`, p = (p(i | i first) + 1 - p(j | j first)) / 2, which swapping the responses turns
+    into 1 - p; without, the order is a seeded coin flip. `clamp` = (low, 1 - low) limits every answer before averaging
+    (the paper's 0.4 to 0.6 for chain of thought). The judge is shown the first `num_examples` examples of the
+    constitution, or of the one in `examples`.
 
     A principle counts only if its answers are well-formed in every order asked (one order alone would let position bias
-    in), a pair without such a principle gets no label, and a comparison without a labelled pair is an abstention.
-    Nothing is ever replaced by a random label.
+    in), a pair without such a principle gets no label, nor does one whose p is nearer to 1/2 than `min_distance`, and a
+    comparison without a labelled pair is an abstention. Nothing is ever replaced by a random label.
 
     What is judged is inert (`cai.prompts`): an evidence row counts under `neutralised` the reserved markers that were
     broken up in what that question showed, where there were any.
@@ -48,22 +47,24 @@ class AILabeler:
 
     def __init__(
         self, *, engine: EngineFactory, model: str, prompts: PromptFamily, constitution: Constitution, seed: int,
-        template: str = "judge", num_principles: int | None = 1, clamp: Sequence[float] | None = None,
-        both_orders: bool = True, min_mass: float = 0.05, temperature: float = 1.0,
+        template: str = "judge", num_principles: NumPrinciples = 1, principles: Sequence[str] | None = None,
+        num_examples: int = 0, examples: Constitution | None = None, clamp: Sequence[float] | None = None,
+        both_orders: bool = True, min_mass: float = 0.05, min_distance: float = 0.0, temperature: float = 1.0,
     ) -> None:  # fmt: skip
-        if num_principles is not None and num_principles < 1:
-            raise LabelerError(f"num_principles: must be at least 1, or null for all, got {num_principles}")
         if clamp is not None and not (len(clamp) == 2 and 0 <= clamp[0] < 0.5 and math.isclose(sum(clamp), 1)):
             raise LabelerError(f"clamp: must be [low, 1 - low] with low from 0 to below 0.5, got {clamp}")
+        limit = 0.5 - clamp[0] if clamp else 0.5
+        if not 0 <= min_distance <= limit:
+            raise LabelerError(f"min_distance: must be from 0 to {limit:g}, the furthest from 1/2, got {min_distance}")
+        self._panel = Panel(constitution, num_principles, only=principles, seed=seed)
         self.judge = Judge(
             engine=engine, model=model, prompts=prompts, template=template, seed=seed, min_mass=min_mass,
-            temperature=temperature,
+            temperature=temperature, examples=shots(examples or constitution, num_examples, seed=seed),
         )  # fmt: skip
-        self._constitution = constitution
         self._seed = seed
-        self._num_principles = num_principles
         self._clamp = (clamp[0], clamp[1]) if clamp else (0.0, 1.0)
         self._both_orders = both_orders
+        self._min_distance = min_distance
         self._num_unused = 0
         self._folder: Path | None = None
 
@@ -72,12 +73,12 @@ class AILabeler:
         self._folder = folder
 
     def texts(self) -> dict[str, str]:
-        """Hashes of the constitution, the judge template and the judge's weights."""
-        return {"constitution": self._constitution.sha256, **self.judge.texts()}
+        """Hashes of the constitution, and what the judge depends on."""
+        return {"constitution": self._panel.constitution.sha256, **self.judge.texts()}
 
     def label(self, comparisons: Sequence[Comparison], *, done: Collection[str] = ()) -> Iterator[Judgment]:
         """One judgment per comparison not in `done`, a chunk at a time, with all its pairs i < j."""
-        unused = self._constitution.unused({tag for comparison in comparisons for tag in comparison.prompt.tags})
+        unused = self._panel.unused({tag for comparison in comparisons for tag in comparison.prompt.tags})
         tell_unused(unused, "label")
         self._num_unused = len(unused)
         engine, size = self.judge.engine, _CHUNK
@@ -99,10 +100,7 @@ class AILabeler:
 
     def drawn(self, comparison: Comparison) -> tuple[Principle, ...]:
         """The principles that this comparison is judged under."""
-        tags = comparison.prompt.tags
-        num_applying = len(self._constitution.for_tags(tags))
-        count = num_applying if self._num_principles is None else min(self._num_principles, num_applying)
-        return self._constitution.draw(self._seed, comparison.id, tags, count) if count else ()
+        return self._panel.judges_of(comparison)
 
     def questions(self, comparison: Comparison) -> Iterator[Question]:
         """Every principle drawn, pair and order of a comparison."""
@@ -117,7 +115,8 @@ class AILabeler:
 
     def judgment(self, comparison: Comparison, rows: Sequence[Row], receipts: Sequence[Receipt] = ()) -> Judgment:
         """The verdict on a comparison that follows from the answers to its questions."""
-        pairs = _pairs(rows, *self._clamp)
+        answered = pairs_of_rows(rows, clamp=self._clamp, weights=self._panel.weights())
+        pairs = decided(answered, self._min_distance)
         return Judgment(
             id=f"{comparison.id}/0",
             comparison_id=comparison.id,
@@ -127,7 +126,7 @@ class AILabeler:
             principle_ids=tuple(dict.fromkeys(row["principle"] for row in rows)),
             templates=self.judge.hashes,
             evidence=tuple(rows),
-            abstained=None if pairs else _why(rows),
+            abstained=None if pairs else why_not(rows, answered),
             provenance=combined(receipts),
         )
 
@@ -141,27 +140,3 @@ class AILabeler:
             receipts[question.comparison.id] += taken
         for comparison in comparisons:
             yield self.judgment(comparison, rows[comparison.id], receipts[comparison.id])
-
-
-def _why(rows: Sequence[Row]) -> str:
-    """Why no pair has a label."""
-    failed = next((row["failed"] for row in rows if "failed" in row), None)
-    return f"{FAILED}:{failed}" if failed else ILL_FORMED if rows else NO_PRINCIPLE
-
-
-def _pairs(rows: Sequence[Row], low: float, high: float) -> tuple[Pair, ...]:
-    """The labelled pairs: mean over principles of the mean over orders, swaps undone, answers clamped."""
-    by_pair: dict[Order, dict[str, list[float | None]]] = {}
-    for row in rows:
-        i, j = row["pair"]
-        p = row["p"]
-        if p is not None:
-            p = min(max(p, low), high)
-            p = p if row["shown"] == row["pair"] else 1 - p
-        by_pair.setdefault((i, j), {}).setdefault(row["principle"], []).append(p)
-    pairs = []
-    for (i, j), by_principle in by_pair.items():
-        whole = [[p for p in orders if p is not None] for orders in by_principle.values() if None not in orders]
-        if whole:
-            pairs.append(Pair(i, j, sum(sum(orders) / len(orders) for orders in whole) / len(whole)))
-    return tuple(pairs)

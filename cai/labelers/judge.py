@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from cai.engines.base import Engine, EngineFactory, Receipt
 from cai.errors import LabelerError
 from cai.labelers.slots import Asked, Slots, ask, read
 from cai.models.digest import model_digest
-from cai.prompts import PromptFamily, Rendered
+from cai.prompts import PromptFamily, Rendered, Shot
 from cai.records import fingerprint
 from cai.types import Comparison, Turn
 
@@ -42,7 +42,8 @@ class Question:
 
 
 class Judge:
-    """Asks a model by a `template` that ends in a choice slot: an option for each response, in the order shown.
+    """Asks a model by a `template` that ends in a choice slot: an option for each response, in the order shown. Worked
+    `examples` come first, where the template makes use of them.
 
     An answer is ill-formed when less than `min_mass` of the probability is on the options of some choice slot: the
     model wanted to say something else. So is one that a server failed to give, which keeps its reason.
@@ -50,7 +51,7 @@ class Judge:
 
     def __init__(
         self, *, engine: EngineFactory, model: str, prompts: PromptFamily, template: str, seed: int, min_mass: float,
-        temperature: float,
+        temperature: float, examples: Sequence[Shot] = (),
     ) -> None:  # fmt: skip
         if not 0 <= min_mass < 1:
             raise LabelerError(f"min_mass: must be a probability from 0 to below 1, got {min_mass}")
@@ -60,6 +61,7 @@ class Judge:
         self._model = model
         self._prompts = prompts
         self._template = template
+        self._examples = examples
         self._seed = seed
         self._min_mass = min_mass
         self._temperature = temperature
@@ -74,9 +76,10 @@ class Judge:
         return self._factory(model=self._model)
 
     def texts(self) -> dict[str, str]:
-        """Hashes of the template and the model's weights."""
+        """Hashes of the template, the model's weights and the examples that it is shown."""
         hashes = {f"prompts/{name}": sha for name, sha in self.hashes.items()}
-        return {**hashes, "judge": model_digest(self._model, self._factory)}
+        shown = {"examples": fingerprint([asdict(shot) for shot in self._examples])} if self._examples else {}
+        return {**hashes, "judge": model_digest(self._model, self._factory), **shown}
 
     def settings(self) -> dict[str, object]:
         """Everything that decides the answer to a question besides what `render` shows."""
@@ -99,7 +102,8 @@ class Judge:
         return [(self._row(question, shown, asked), asked.receipts) for question, shown, asked in answered]
 
     def _render(self, turns: tuple[Turn, ...], responses: tuple[str, str], principle: Principle) -> Rendered:
-        return self._prompts.render(self._template, turns=turns, responses=responses, principle=principle)
+        values: dict[str, Any] = {"turns": turns, "responses": responses, "principle": principle}
+        return self._prompts.render(self._template, **values, examples=self._examples)
 
     def _row(self, question: Question, shown: Rendered, asked: Asked) -> Row:
         answer = read(self._slots, asked)

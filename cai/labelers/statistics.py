@@ -6,7 +6,7 @@ by their keys `pair`, `principle`, `shown` and `p` (the probability of the respo
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cai.labelers.feedback import own_pairs
@@ -16,9 +16,11 @@ __all__ = [
     "DECIDED",
     "between_people",
     "both_orders",
+    "by_principle",
     "cohen_kappa",
     "first_judgments",
     "position",
+    "principle_verdicts",
     "served",
     "unanswered",
     "verdicts",
@@ -202,6 +204,52 @@ def with_gold(comparisons: Sequence[Comparison], judgments: Mapping[str, Judgmen
         "agreement": _mean(hits),
         "by_tag": {tag: _rate(values) for tag, values in sorted(by_tag.items())},
         "by_principle": {name: _rate(values) for name, values in sorted(by_principle.items())},
+    }
+
+
+def principle_verdicts(judgment: Judgment) -> Iterator[tuple[str, tuple[int, int], float]]:
+    """(principle, pair, p of the pair's first response) of every principle's own verdict: orders averaged, without
+    those that were ill-formed in some order, before principles are averaged and before anything is clamped.
+    """
+    asked: dict[tuple[str, tuple[int, int]], list[float | None]] = defaultdict(list)
+    for row in judgment.evidence:
+        if "shown" in row and "principle" in row:
+            pair: Any = row["pair"]
+            shown: Any = row["shown"]
+            p: Any = row.get("p")
+            first = p if p is None or shown[0] == pair[0] else 1 - p
+            asked[str(row["principle"]), (pair[0], pair[1])].append(first)
+    for (principle, pair), answers in asked.items():
+        whole = [p for p in answers if p is not None]
+        if len(whole) == len(answers):
+            yield principle, pair, sum(whole) / len(whole)
+
+
+def by_principle(labels: Iterable[Judgment], gold: Gold | None) -> dict[str, dict[str, Any]]:
+    """What each principle said by itself: on how many pairs, how decidedly, how often as the label that came of all of
+    them, and (with `gold`) how often as gold. Even verdicts and equal gold are left out of the last two.
+    """
+    distances: dict[str, list[float]] = defaultdict(list)
+    as_label: dict[str, list[float]] = defaultdict(list)
+    as_gold: dict[str, list[float]] = defaultdict(list)
+    for judgment in labels:
+        label = {(pair.first, pair.second): pair.p for pair in judgment.pairs}
+        for principle, (i, j), p in principle_verdicts(judgment):
+            distances[principle].append(abs(p - 0.5))
+            together = label.get((i, j), 0.5)
+            difference = gold[judgment.comparison_id][i] - gold[judgment.comparison_id][j] if gold else 0.0
+            if p != 0.5 and together != 0.5:
+                as_label[principle].append(float((p > 0.5) == (together > 0.5)))
+            if p != 0.5 and difference != 0 and not math.isnan(difference):
+                as_gold[principle].append(float((p > 0.5) == (difference > 0)))
+    return {
+        principle: {
+            "num_pairs": len(found),
+            "mean_distance": _mean(found),
+            "as_label": _mean(as_label[principle]),
+            "as_gold": _mean(as_gold[principle]),
+        }
+        for principle, found in sorted(distances.items())
     }
 
 

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from cai.labelers.feedback import own_pairs
-from cai.labelers.statistics import both_orders, first_judgments
+from cai.labelers.statistics import both_orders, first_judgments, principle_verdicts
 from cai.report.agreement import Agreement, Estimator, human_ceiling
 from cai.report.runs import Run, by_arm
 from cai.report.statistics import Bootstrap, Estimate, wilson
@@ -280,7 +280,8 @@ def _principles(judged: Mapping[int, _Judged], estimator: Estimator) -> Iterator
     hits: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
     for seed, one in judged.items():
         for judgment in first_judgments(one.judgments).values():
-            for principle, key, p in _verdicts(judgment):
+            for principle, (i, j), p in principle_verdicts(judgment):
+                key = (judgment.comparison_id, i, j)
                 margins[principle][seed].append((one.prompt(key), abs(p - 0.5)))
                 if one.gold.get(key, 0.0) != 0:
                     hits[principle][seed].append((one.prompt(key), _right(p, one.gold[key] > 0)))
@@ -288,20 +289,6 @@ def _principles(judged: Mapping[int, _Judged], estimator: Estimator) -> Iterator
         margin = estimator.mean(margins[principle])
         if margin is not None:
             yield PrincipleUse(principle, margin.num, margin, estimator.mean(hits[principle]))
-
-
-def _verdicts(judgment: Judgment) -> Iterator[tuple[str, Key, float]]:
-    """(principle, pair, p of the pair's first response) with the orders averaged."""
-    asked: dict[tuple[str, Key], list[float]] = defaultdict(list)
-    for row in judgment.evidence:
-        p: Any = row.get("p")
-        pair: Any = row.get("pair")
-        shown: Any = row.get("shown")
-        if p is not None and shown is not None and "principle" in row:
-            key = (judgment.comparison_id, pair[0], pair[1])
-            asked[(str(row["principle"]), key)].append(p if shown[0] == pair[0] else 1 - p)
-    for (principle, key), answers in asked.items():
-        yield principle, key, sum(answers) / len(answers)
 
 
 def _histogram(p: Sequence[float]) -> tuple[int, ...]:

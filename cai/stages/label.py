@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from cai.errors import LabelerError
 from cai.labelers.base import Labeler
-from cai.labelers.feedback import preference_of
+from cai.labelers.feedback import own_pairs, preference_of
 from cai.labelers.journaled import label_journaled
 from cai.labelers.statistics import (
     between_people,
+    by_principle,
     first_judgments,
     position,
     served,
@@ -80,11 +81,13 @@ class Label:
             "num_comparisons": len(comparisons),
             "num_judgments": len(judgments),
             **verdicts(labels.values()),
+            "num_pairs_without_label": _num_without_label(comparisons, labels),
             "position": position(judgments),
             "between_people": between_people(judgments),
             "gold": None if gold is None else with_gold(comparisons, labels, gold),
             **({} if ladder is None else {"noise": ladder}),
             "principles": dict(sorted(principles.items())),
+            "by_principle": by_principle(labels.values(), gold),
             "served": served(judgments),
             "people": dict(sorted(Counter(judgment.person for judgment in judgments if judgment.person).items())),
         }
@@ -100,6 +103,13 @@ class Label:
             return None
         scores = iter(columns["gold"])
         return {comparison.id: [next(scores) for _ in comparison.responses] for comparison in comparisons}
+
+
+def _num_without_label(comparisons: Sequence[Comparison], labels: Mapping[str, Judgment]) -> int:
+    """Pairs of the comparisons that were judged which got no label: tied, undecided or ill-formed."""
+    judged = [comparison for comparison in comparisons if labels[comparison.id].pairs]
+    whole = sum(len(c.responses) * (len(c.responses) - 1) // 2 for c in judged)
+    return whole - sum(len(own_pairs(labels[comparison.id])) for comparison in judged)
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
