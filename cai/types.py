@@ -11,6 +11,7 @@ __all__ = [
     "Demonstration",
     "Feedback",
     "Judgment",
+    "LeftOut",
     "Pair",
     "Preference",
     "Prompt",
@@ -35,12 +36,14 @@ class Prompt:
     """A dialogue that waits for the assistant: the last turn is the user's.
 
     `tags` say which prompt set it came from (`red_team`, `helpful`, ...); principles may apply to some tags only.
+    `user` wrote it, where a dataset says so.
     """
 
     id: str
     turns: tuple[Turn, ...]
     tags: tuple[str, ...] = ()
     source: str = ""
+    user: str = field(default="", metadata={"spare": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class Response:
     """One answer to a prompt. `finished` is false when `max_new_tokens` cut it off before the end-of-turn token.
     `failed` is why a server gave no answer at all; such a response has no text, and no stage hands it on.
     `noise` is its level on a noise ladder (`cai.noise.Ladder`); a record on disk has it only where there is a ladder.
+    In data that others made `model` may be empty and `num_tokens` 0, for not known.
     """
 
     id: str
@@ -189,10 +193,20 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A row of a dataset that is not used: its number in the file, why (one of few words, to count by), and more."""
+
+    row: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSets:
     """What a data source gives: prompts for each stage, and helpful demonstrations. Sets do not overlap.
 
-    `counts` tells what became of the rows of a file that are in none of the sets.
+    `counts` tells what became of the rows of a file that are in none of the sets; `left_out` lists those that could not
+    be used.
     """
 
     red_team: tuple[Prompt, ...]
@@ -201,3 +215,4 @@ class PromptSets:
     rl: tuple[Prompt, ...]
     evaluation: tuple[Prompt, ...]
     counts: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()

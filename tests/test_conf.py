@@ -18,13 +18,21 @@ CONF = packaged("conf")
 PRESETS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 GROUPS = ("model", "engine", "data", "labeler", "rl")
 # What a preset leaves for the user to say, as a test says it.
-NEEDED = {"model=hf": ["model.path=model"], "data=hh": ["data.source.path=hh.jsonl"]}
+HH = ["data=hh", "data.source.path=hh.jsonl"]
+NEEDED = {
+    "model=hf": ["model.path=model"],
+    "data=hh": ["data.source.path=hh.jsonl"],
+    "data=recorded": ["data.source.path=records"],
+    "labeler=recorded": ["labeler.path=records"],
+    "experiment=recorded": HH,
+}
 
 
 @pytest.fixture(autouse=True)
 def files(workdir: Path) -> None:
-    """What NEEDED names: a file of dialogues, and a folder that could be a model's."""
+    """What NEEDED names: a file of dialogues, a folder of records, and one that could be a model's."""
     (workdir / "hh.jsonl").write_text("")
+    (workdir / "records").mkdir()
     (workdir / "model").mkdir()
     (workdir / "model" / "config.json").write_text("{}")
 
@@ -51,7 +59,7 @@ def test_every_preset_composes_and_builds(choice: str) -> None:
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_arm_of_every_experiment_composes_and_plans(experiment: str) -> None:
-    overrides = [f"experiment={experiment}", "model.path=model"]
+    overrides = [f"experiment={experiment}", "model.path=model", *NEEDED.get(f"experiment={experiment}", [])]
     settings = config.compose(overrides)
     for arm in settings.arms.values() or [[]]:
         armed = config.compose([*overrides, *arm])
@@ -65,7 +73,7 @@ def test_every_preset_is_known_to_this_file() -> None:
     assert set(PRESETS) == known | stages
     used = {path.read_text(encoding="utf-8") for path in (CONF / "config.yaml", *CONF.glob("experiment/*.yaml"))}
     for option in options("stage"):
-        assert any(f"stage@{option}: {option}" in text for text in used), f"stage/{option}.yaml is used nowhere"
+        assert any(re.search(rf"stage@\w+: {option}\b", text) for text in used), f"stage/{option}.yaml is used nowhere"
 
 
 def test_the_arms_of_the_demo_differ_in_the_labeler_alone() -> None:
@@ -80,7 +88,9 @@ def test_the_arms_of_the_demo_differ_in_the_labeler_alone() -> None:
 
 
 def test_the_judge_of_win_rates_does_not_follow_the_labeler() -> None:
-    judges = [config.compose([f"labeler={name}"]).win_rate for name in options("labeler")]
+    judges = [
+        config.compose([f"labeler={name}", *NEEDED.get(f"labeler={name}", [])]).win_rate for name in options("labeler")
+    ]
     assert all(judge == judges[0] for judge in judges)
 
 

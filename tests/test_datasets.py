@@ -1,17 +1,23 @@
-"""HH-RLHF as a data source: no turn lost, every row counted, sets that do not overlap."""
+"""Recorded datasets as a source of prompts: no turn lost, every row counted, sets that do not overlap."""
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.datasets import hh
-from cai.datasets.hh import HHData, hh_comparisons
-from cai.errors import DataError
-from cai.stages.data import DataSource, check_sets
-from cai.types import Turn
+from cai.datasets import source as src
+from cai.datasets.hh import DIFFER_EARLIER
+from cai.datasets.hygiene import PREFIX, USER
+from cai.datasets.labelled import EMPTY_TURN, IDENTICAL, NO_RESPONSE
+from cai.datasets.recorded import Recorded
+from cai.datasets.source import RecordedData
+from cai.errors import ConfigError, DataError
+from cai.records import read_json, read_records
+from cai.stages.data import Data, DataSource, check_sets
+from cai.types import LeftOut, PromptSets, Turn
 
 SAMPLE = Path(__file__).parent.parent.parent / "shared" / "data" / "hh-harmless-sample.jsonl.gz"
 
@@ -29,13 +35,34 @@ def written(tmp_path: Path, rows: list[dict[str, str]]) -> str:
     return str(path)
 
 
-def made(path: str, seed: int = 0, **sizes: int) -> HHData:
-    """A source whose sets are empty but for `sizes`, which settings may not ask for: files here have a row or two."""
+def made(path: str, seed: int = 0, format: str = "hh", **more: Any) -> RecordedData:
+    """A source whose sets are empty but for `more`, which settings may not ask for: files here have a row or two."""
     names = ("evaluation", "red_team", "demonstrations", "comparisons", "rl")
-    settings: dict[str, Any] = {f"num_{name}": sizes.get(name, 1) for name in names}
-    source = HHData(path=path, seed=seed, **settings)
-    source._sizes = {name: sizes.get(name, 0) for name in names}
+    sizes = {name: more.pop(name, 0) for name in names}
+    settings: dict[str, Any] = {f"num_{name}": max(size, 1) for name, size in sizes.items()}
+    source = RecordedData(path=path, seed=seed, format=format, **{"tags": ("red_team",), **settings, **more})
+    source._sizes = sizes
     return source
+
+
+def members(sets: PromptSets) -> dict[str, list[tuple[Turn, ...]]]:
+    """The dialogues of each set."""
+    shown = [shown.prompt for shown in sets.demonstrations]
+    all_sets = {name: getattr(sets, name) for name in ("red_team", "comparisons", "rl", "evaluation")}
+    return {
+        name: [prompt.turns for prompt in prompts] for name, prompts in {**all_sets, "demonstrations": shown}.items()
+    }
+
+
+def accounted(sets: PromptSets) -> None:
+    """Every row is in a set, or counted where it is not; what is left out is listed too."""
+    counts = sets.counts
+    known = {
+        name: count for name, count in counts.items() if name.startswith("left_out_") or name in ("unused", src.FURTHER)
+    }
+    assert counts["rows"] == sum(map(len, members(sets).values())) + sum(known.values())
+    listed = Counter(f"left_out_{one.reason}" for one in sets.left_out)
+    assert listed == Counter({name: count for name, count in known.items() if name.startswith("left_out_")})
 
 
 def test_every_turn_is_in_the_prompt(tmp_path: Path) -> None:
@@ -59,7 +86,7 @@ def test_neighbours_of_one_role_are_joined_and_counted(tmp_path: Path) -> None:
     (shown,) = sets.demonstrations
     assert shown.prompt.turns == (Turn("user", "A\n\nB"),)
     assert shown.text == "C\n\nD"
-    assert sets.counts[hh.JOINED] == 1
+    assert sets.counts["joined_turns"] == 1
 
 
 def test_rows_that_cannot_serve_are_counted_by_reason(tmp_path: Path) -> None:
@@ -76,14 +103,10 @@ def test_rows_that_cannot_serve_are_counted_by_reason(tmp_path: Path) -> None:
     source = made(written(tmp_path, rows), rl=1)
     sets = source.load()
     assert [prompt.turns[0].content for prompt in sets.rl] == ["fine"]
-    assert {reason: count for reason, count in sets.counts.items() if count} == {
-        "rows": 8,
-        hh.DUPLICATE: 1,
-        hh.IDENTICAL: 1,
-        hh.EMPTY_TURN: 2,
-        hh.NO_RESPONSE: 1,
-        hh.DIFFER_EARLIER: 2,
-    }
+    accounted(sets)
+    assert (sets.counts["rows"], sets.counts[src.FURTHER]) == (8, 1)
+    reasons = {one.row: one.reason for one in sets.left_out}
+    assert reasons == {3: IDENTICAL, 4: EMPTY_TURN, 5: EMPTY_TURN, 6: NO_RESPONSE, 7: DIFFER_EARLIER, 8: DIFFER_EARLIER}
 
 
 def test_sets_do_not_share_an_opening_and_every_row_is_somewhere(tmp_path: Path) -> None:
@@ -92,19 +115,12 @@ def test_sets_do_not_share_an_opening_and_every_row_is_somewhere(tmp_path: Path)
     sets = source.load()
     check_sets(sets)
     assert isinstance(source, DataSource)
-    members = {
-        "red_team": sets.red_team,
-        "demonstrations": [shown.prompt for shown in sets.demonstrations],
-        "comparisons": sets.comparisons,
-        "rl": sets.rl,
-        "evaluation": sets.evaluation,
-    }
-    openings = {name: {prompt.turns[0].content for prompt in prompts} for name, prompts in members.items()}
-    assert all(len(prompts) == 10 for prompts in members.values())
+    openings = {name: {turns[0].content for turns in own} for name, own in members(sets).items()}
+    assert all(len(own) == 10 for own in members(sets).values())
     assert sum(map(len, openings.values())) == len(set().union(*openings.values()))
-    counts = sets.counts
-    assert counts["rows"] == 90 == 50 + sum(v for k, v in counts.items() if k not in ("rows", hh.JOINED))
-    assert counts[hh.APART] > 0
+    assert sets.counts["rows"] == 90
+    accounted(sets)
+    assert sets.counts[f"left_out_{src.APART['opening']}"] > 0
 
 
 def test_evaluation_prompts_stay_when_other_sizes_change(tmp_path: Path) -> None:
@@ -122,25 +138,53 @@ def test_asking_for_too_many_names_both_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "reason", "detail"),
     [
-        ("{", "not JSON"),
-        ("[1]", "must be an object with the keys chosen and rejected"),
-        ('{"chosen": "x"}', "key 'rejected': missing"),
-        ('{"chosen": 3, "rejected": "x"}', "key 'chosen': must be text"),
-        ('{"chosn": "x", "rejected": "x"}', "unknown key 'chosn'; did you mean 'chosen'?"),
+        ("{", "not_json", "Expecting property name"),
+        ("\xff", "not_json", "'utf-8' codec"),
+        ("[1]", "not_an_object", "[1]"),
+        ('{"chosen": "x"}', "not_a_dialogue", "chosen: must start with two line breaks and 'Human:', got 'x'"),
         (
-            '{"chosen": "Hello", "rejected": "x"}',
-            "key 'chosen': a dialogue must start with two line breaks and 'Human:', got 'Hello'",
+            json.dumps({"chosen": "\n\nHuman: x"}),
+            "missing_column",
+            "no rejected (column 'rejected'); the row has chosen",
         ),
+        ('{"chosen": 3, "rejected": "x"}', "not_a_dialogue", "chosen: must start with two line breaks"),
+        (
+            '{"chosn": "x", "rejected": "x"}',
+            "missing_column",
+            "no chosen (column 'chosen'); the row has chosn, rejected",
+        ),
+        (json.dumps(row("a", chosen="\ud800")), "not_unicode", "half of a surrogate pair"),
     ],
 )
-def test_rows_that_cannot_be_read_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+def test_rows_that_cannot_be_read_are_left_out_and_listed_by_line(
+    tmp_path: Path, line: str, reason: str, detail: str
+) -> None:
     path = tmp_path / "hh.jsonl"
-    path.write_text(json.dumps(row("a")) + "\n\n" + line + "\n")
-    with pytest.raises(DataError) as caught:
+    path.write_bytes(f"{json.dumps(row('a'))}\n\n".encode() + line.encode("latin-1") + b"\n")
+    sets = made(str(path), rl=1).load()
+    (left_out,) = sets.left_out
+    assert (left_out.row, left_out.reason) == (3, reason)
+    assert left_out.detail.startswith(detail)
+    accounted(sets)
+
+
+def test_a_file_without_a_usable_row_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "hh.jsonl"
+    path.write_text('{"prompt": "x", "chosen": "y"}\n{}\n')
+    with pytest.raises(DataError, match=r"none of its 2 rows can be used: row 1: not_a_dialogue: chosen: must start"):
         made(str(path), rl=1).load()
-    assert str(caught.value).startswith(f"{path}:3: {message}")
+
+
+def test_the_stage_lists_what_is_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, [row("a"), row("b", chosen="x", rejected="x")])
+    (tmp_path / "out").mkdir()
+    facts = Data(source=made(path, rl=1)).run({}, tmp_path / "out")
+    (left_out,) = read_records(tmp_path / "out" / "left_out.jsonl", LeftOut)
+    assert (left_out.row, left_out.reason) == (2, IDENTICAL)
+    assert read_json(tmp_path / "out" / "data.json")["source"]["left_out_identical_responses"] == 1
+    assert facts["num_left_out"] == 1
 
 
 def test_gzip_is_known_by_its_bytes_and_damage_is_named(tmp_path: Path) -> None:
@@ -157,9 +201,101 @@ def test_gzip_is_known_by_its_bytes_and_damage_is_named(tmp_path: Path) -> None:
 
 def test_comparisons_keep_order_and_repeated_prompts(tmp_path: Path) -> None:
     path = written(tmp_path, [row("a"), row("b", chosen="x", rejected="x"), row("a", chosen="Better.")])
-    first, second = hh_comparisons(path)
-    assert (first[1:], second[1:]) == (("Good.", "Bad."), ("Better.", "Bad."))
-    assert first[0].id == second[0].id
+    first, second = Recorded(path=path, format="hh").load().labelled
+    assert {r.text for r in first.comparison.responses} == {"Good.", "Bad."}
+    assert {r.text for r in second.comparison.responses} == {"Better.", "Bad."}
+    assert first.comparison.prompt.id == second.comparison.prompt.id
+    assert first.comparison.id != second.comparison.id
+
+
+# --- hygiene as settings of the source --------------------------------------------------------------------------------
+
+
+def plain(tmp_path: Path, rows: list[dict[str, Any]]) -> str:
+    path = tmp_path / "plain.jsonl"
+    path.write_text("".join(json.dumps({"chosen": "Good.", "rejected": "Bad.", **r}) + "\n" for r in rows))
+    return str(path)
+
+
+def test_all_prompts_of_a_user_stay_in_one_set(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}", "user": f"u{i % 17}"} for i in range(120)]
+    rows += [{"prompt": "question 0", "user": "u5", "chosen": "Best."}, {"prompt": "question 1"}]
+    sizes = dict.fromkeys(("red_team", "demonstrations", "comparisons", "rl", "evaluation"), 12)
+    sets = made(plain(tmp_path, rows), format="plain", split_by="user", **sizes).load()
+    check_sets(sets)
+    accounted(sets)
+    user = {row["prompt"]: row.get("user", "") for row in reversed(rows)}
+    users = {name: {user[turns[0].content] for turns in own} - {""} for name, own in members(sets).items()}
+    assert sum(map(len, users.values())) == len(set().union(*users.values())) >= 5
+    assert all(len(own) == 12 for own in members(sets).values())
+    assert sets.counts[f"left_out_{src.APART['user']}"] > 0
+
+
+def test_users_with_the_same_opening_do_not_bring_it_into_two_sets(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}] for _ in range(40)]
+    rows = [
+        {"prompt": [*own, {"role": "user", "content": f"more {i}"}], "user": f"u{i}"} for i, own in enumerate(turns)
+    ]
+    rows += [{"prompt": f"question {i}", "user": f"v{i}"} for i in range(40)]
+    sets = made(plain(tmp_path, rows), format="plain", split_by="user", comparisons=8, rl=8, evaluation=8).load()
+    accounted(sets)
+    assert sum(any(turns[0].content == "Hi" for turns in own) for own in members(sets).values()) == 1
+
+
+def test_planted_duplicates_and_busy_users_are_left_out_and_counted(tmp_path: Path) -> None:
+    start = "Write a story about a fox who "
+    rows: list[dict[str, Any]] = [{"prompt": start + end, "user": "ada"} for end in ("sings", "SLEEPS", "eats")]
+    rows += [{"prompt": f"{i} is a number of its own kind, is it not?", "user": "bob"} for i in range(5)]
+    settings: dict[str, Any] = {"format": "plain", "dedup_prefix": 25, "max_per_user": 3}
+    sets = made(plain(tmp_path, rows), comparisons=4, **settings).load()
+    accounted(sets)
+    assert sets.counts[f"left_out_{PREFIX}"] == 2 and sets.counts[f"left_out_{USER}"] == 2
+    assert [one.row for one in sets.left_out] == [2, 3, 7, 8]
+    assert sets.left_out[0].detail == "the first 25 characters are those of row 1"
+    assert sets.left_out[2].detail == "user 'bob' has 3 prompts before it"
+
+
+def test_personal_data_is_replaced_before_anything_is_written(tmp_path: Path) -> None:
+    rows = [{"prompt": "Mail ada@example.org", "chosen": "Call (202) 555-0143.", "user": "ada@example.org"}]
+    sets = made(plain(tmp_path, rows), format="plain", demonstrations=1, screen_pii=True).load()
+    (shown,) = sets.demonstrations
+    assert shown.prompt.turns[0].content == "Mail <email>" and shown.text == "Call <phone>."
+    assert "ada@" not in repr(sets)
+    assert (sets.counts["screened_email"], sets.counts["screened_phone"], sets.counts["screened_rows"]) == (1, 1, 1)
+
+
+def test_a_prompt_without_a_preferred_response_is_no_demonstration(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {i}", "first": "a", "second": "b", "preferred": ("tie", "b")[i % 2]} for i in range(10)]
+    path = tmp_path / "plain.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    sets = made(str(path), format="plain", demonstrations=4).load()
+    accounted(sets)
+    assert [shown.text for shown in sets.demonstrations] == ["b"] * 4
+    assert all(int(shown.prompt.turns[0].content[2:]) % 2 for shown in sets.demonstrations)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "hhh"}, r"format: unknown format 'hhh'; did you mean 'hh'\? Allowed: argilla, hh"),
+        ({"columns": {"chosn": "x"}}, "columns: unknown column of format hh 'chosn'; did you mean 'chosen'"),
+        ({"dedup_prefix": 0}, "dedup_prefix: must be 1 or more, or null, got 0"),
+        ({"max_per_user": -1}, "max_per_user: must be 1 or more, or null, got -1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_before_the_file_is_read(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(written(tmp_path, []), **settings)
+
+
+def test_users_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
+    path = written(tmp_path, [row("a"), row("b")])
+    with pytest.raises(DataError, match=r"split_by: is user, but no row of .* says who the user is"):
+        made(path, rl=1, split_by="user").load()
+    with pytest.raises(DataError, match="max_per_user: is 3, but no row says who the user is"):
+        made(path, rl=1, max_per_user=3).load()
 
 
 def test_the_published_sample() -> None:
@@ -168,9 +304,9 @@ def test_the_published_sample() -> None:
     source = made(str(SAMPLE), red_team=200, demonstrations=100, comparisons=300, rl=300, evaluation=90)
     sets = source.load()
     check_sets(sets)
-    counts = sets.counts
-    assert counts["rows"] == 1000 == 990 + sum(v for k, v in counts.items() if k not in ("rows", hh.JOINED))
-    assert (counts[hh.EMPTY_TURN], counts[hh.JOINED], counts[hh.DUPLICATE]) == (3, 2, 0)
+    accounted(sets)
+    assert sets.counts["rows"] == 1000
+    assert (sets.counts["left_out_empty_turn"], sets.counts["joined_turns"], sets.counts[src.FURTHER]) == (3, 2, 0)
     assert len(sets.red_team) == 200
     lines = gzip.decompress(SAMPLE.read_bytes()).decode().splitlines()
     for prompt in sets.red_team:
@@ -178,4 +314,3 @@ def test_the_published_sample() -> None:
         assert all(turn.content in shown for turn in prompt.turns)
         num_turns = shown.count("\n\nHuman:") + shown.count("\n\nAssistant:")
         assert len(prompt.turns) == num_turns - 1 or prompt.source.endswith((":668", ":764"))  # those are joined
-    assert len(hh_comparisons(str(SAMPLE))) == 997

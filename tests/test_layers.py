@@ -15,7 +15,16 @@ FILES = sorted((ROOT / "cai").rglob("*.py"))
 # Lowest first. A module may import from its own row and from rows above it in this list, never from below.
 LAYERS = (
     ("cai.types", "cai.errors", "cai.paths", "cai.progress"),
-    ("cai.records", "cai.codec", "cai.strict_yaml", "cai.engines.base", "cai.scorers", "cai.stages.base", "cai.noise"),
+    (
+        "cai.records",
+        "cai.codec",
+        "cai.strict_yaml",
+        "cai.engines.base",
+        "cai.labelers.feedback",
+        "cai.noise",
+        "cai.scorers",
+        "cai.stages.base",
+    ),
     ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets", "cai.rewards"),
     ("cai.prompts", "cai.prompt_settings"),
     ("cai.models", "cai.sandbox"),
@@ -26,7 +35,18 @@ LAYERS = (
     ("cai.pipeline", "cai.config"),
     ("cai.commands", "cai.cli", "cai.__main__"),
 )
-HEAVY = {"torch", "transformers", "trl", "datasets", "matplotlib", "accelerate", "scipy", "statsmodels", "evalica"}
+HEAVY = {
+    "pyarrow",
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "matplotlib",
+    "accelerate",
+    "scipy",
+    "statsmodels",
+    "evalica",
+}
 
 
 def name_of(path: Path) -> str:

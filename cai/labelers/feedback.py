@@ -7,13 +7,14 @@ correction > better > worse.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Final
 
 from cai.errors import LabelerError
 from cai.types import Comparison, Feedback, Judgment, Pair, Preference, Provenance
 
-__all__ = ["MAX_RESPONSES", "judgment_of", "own_pairs", "pairs_of", "preference_of"]
+__all__ = ["MAX_RESPONSES", "judgment_of", "own_pairs", "pairs_of", "preference_of", "rearranged"]
 
 MAX_RESPONSES: Final = 9  # that a person can rank (InstructGPT, section 3.2: K = 4 to 9)
 _MAX_STRENGTH: Final = 3
@@ -95,12 +96,48 @@ def preference_of(comparison: Comparison, judgment: Judgment) -> Preference:
     )
 
 
+def rearranged(judgment: Judgment, place: Sequence[int], *, comparison_id: str, number: int) -> Judgment:
+    """The same judgment of the same texts in another order: response i of its comparison is `place[i]` of the one with
+    `comparison_id`, whose judgment `number` it becomes. Where the order changes, `evidence`, whose indices only its
+    labeler knows, is kept as it was under `evidence` beside the `place` that its indices have now.
+    """
+    name = f"{comparison_id}/{number}"
+    if list(place) == list(range(len(place))):
+        return replace(judgment, id=name, comparison_id=comparison_id)
+    to = [*place, len(place)]  # the correction stays behind the responses
+    pairs = sorted((_mapped(pair, to) for pair in judgment.pairs), key=lambda pair: (pair.first, pair.second))
+    feedback = judgment.feedback
+    if feedback is not None:
+        back = sorted(range(len(place)), key=to.__getitem__)
+        feedback = replace(
+            feedback,
+            shown=tuple(to[i] for i in feedback.shown),
+            ranking=tuple(tuple(to[i] for i in group) for group in feedback.ranking),
+            ratings=tuple(feedback.ratings[i] for i in back) if feedback.ratings else (),
+            flags=tuple(feedback.flags[i] for i in back) if feedback.flags else (),
+            corrected=None if feedback.corrected is None else to[feedback.corrected],
+        )
+    evidence: tuple[dict[str, object], ...] = judgment.evidence
+    if evidence:
+        evidence = ({"place": list(place), "evidence": list(evidence)},)
+    return replace(
+        judgment, id=name, comparison_id=comparison_id, pairs=tuple(pairs), feedback=feedback, evidence=evidence
+    )
+
+
 def own_pairs(judgment: Judgment) -> tuple[Pair, ...]:
     """The pairs of the comparison's own responses: what labelers can agree on, as every correction is another text."""
     if judgment.feedback is None or judgment.feedback.corrected is None:
         return judgment.pairs
     correction = max(pair.second for pair in judgment.pairs)  # it has a pair, and the highest index
     return tuple(pair for pair in judgment.pairs if pair.second != correction)
+
+
+def _mapped(pair: Pair, to: Sequence[int]) -> Pair:
+    first, second = to[pair.first], to[pair.second]
+    if first < second:
+        return replace(pair, first=first, second=second)
+    return replace(pair, first=second, second=first, p=1 - pair.p)
 
 
 def _why_not(feedback: Feedback) -> str:

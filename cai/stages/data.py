@@ -27,7 +27,8 @@ class DataSource(Protocol):
 
 class Data:
     """Writes red_team.jsonl, comparisons.jsonl, rl.jsonl, evaluation.jsonl (Prompt), demonstrations.jsonl
-    (Demonstration) and data.json (how many of each, and counts of what is in none of them).
+    (Demonstration) and data.json (how many of each, and counts of what is in none of them); where the source has rows
+    that it could not use, left_out.jsonl (LeftOut).
 
     Prompts of more than `max_prompt_tokens` tokens of `model`, its chat template included, are left out and counted:
     later stages put critiques and responses behind them, and need room in the model's context.
@@ -64,6 +65,8 @@ class Data:
             write_records(output / f"{name}.jsonl", kept)
             counts[name], too_long[name] = len(kept), len(records) - len(kept)
         write_json(output / "data.json", {**counts, "too_long": too_long, "source": sets.counts})
+        if sets.left_out:
+            write_records(output / "left_out.jsonl", sets.left_out)
         left_out = sum(count for reason, count in sets.counts.items() if reason.startswith("left_out"))
         more = {"too_long": sum(too_long.values()), "left_out": left_out}
         return {f"num_{name}": float(count) for name, count in {**counts, **more}.items()}
