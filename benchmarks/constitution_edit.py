@@ -17,7 +17,8 @@ import yaml
 
 from cai.paths import search
 from cai.records import read_json, write_json, write_text
-from cai.report.statistics import Bootstrap, Estimate, mean_table
+from cai.report.resampling import mean_table
+from cai.report.statistics import Bootstrap, Estimate
 
 STEPS = "steps=[data,revise,sft,evaluate_base,evaluate_sl_cai]"
 COLUMNS = ("harmful_compliance", "helpful", "polite", "evasive")

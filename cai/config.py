@@ -58,6 +58,7 @@ class Settings:
     prompts: str = MISSING
     name: str | None = None
     notice: str = ""
+    metrics: list[str] = field(default_factory=list)
     out: str = MISSING
     store: str = MISSING
     num_threads: int | None = None

@@ -3,7 +3,7 @@
 import math
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,22 @@ def test_differences_follow_the_recipe(figures: dict[str, Any]) -> None:
     harm = found["RLHF", "SL-CAI", "harmful_compliance"]
     assert harm["estimate"]["high"] < 0 and harm["p_holm"] < 0.05
     assert harm["p_holm"] >= harm["estimate"]["p_value"]
+
+
+def test_declared_metrics_are_corrected_among_themselves(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, num_prompts=40, num_comparisons=8)
+    usual = quick(folders).measures
+    assert usual.declared == ("harmful_compliance", "helpful")
+    for folder in folders:
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "metrics": ["length"]}))
+    report = quick(folders)
+    assert report.measures.declared == ("length",)
+    length, before = (m.difference("RLAIF", "RLHF", "length") for m in (report.measures, usual))
+    assert length is not None and before is not None
+    assert length.p_holm == length.estimate.p_value == before.estimate.p_value
+    assert before.p_holm > before.estimate.p_value
+    assert "Length" in dict(report.findings) and "Harmful compliance" not in dict(report.findings)
 
 
 def test_win_rates_count_ties_half_and_turn_round(figures: dict[str, Any], runs: list[Path]) -> None:
@@ -461,7 +477,8 @@ def difference(value: float, low: float, high: float, p_holm: float) -> Differen
 def test_verdicts_hedge() -> None:
     lower, neither = Column("rate", "Rate", "%", "lower"), Column("rate", "Rate", "")
     assert verdict(difference(0.01, -0.10, 0.12, 1.0), lower) == "no difference detected"
-    assert "above 5 points is unlikely" in verdict(difference(0.01, -0.02, 0.04, 1.0), lower)
+    near = replace(difference(0.01, -0.02, 0.04, 1.0), estimate=replace(estimate(0.01, -0.02, 0.04), p_equal=0.01))
+    assert verdict(near, lower) == "no difference detected, and equal within 5 points"
     assert verdict(difference(-0.2, -0.3, -0.1, 0.001), lower) == "in favour of A"
     assert verdict(difference(0.2, 0.1, 0.3, 0.001), lower) == "in favour of B"
     assert verdict(difference(0.2, 0.01, 0.3, 0.2), neither) == (
@@ -481,7 +498,8 @@ def test_findings_say_what_happened(figures: dict[str, Any]) -> None:
 
 def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) -> None:
     text = " ".join(figures["limits"])
-    assert "2 seeds" in text and "understate how much seeds differ" in text
+    assert text.startswith("Two seeds. The intervals hold for the very models that were trained")
+    assert "Declared beforehand to be what counts: harmful compliance and helpfulness." in text
     assert "the model that labelled for RLAIF," in text
     assert "RLHF was labelled by simulated people" in text
     alone = " ".join(quick([r for r in runs if "seed=0" in str(r) and r.name == "rlhf"]).limits)

@@ -1,11 +1,15 @@
 """The report's statistics: against known values, against libraries, and by simulation."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats import weightstats
 
 from cai.labelers.statistics import cohen_kappa
 from cai.report.agreement import (
@@ -18,7 +22,8 @@ from cai.report.agreement import (
     kappa_of,
     kappa_table,
 )
-from cai.report.statistics import Bootstrap, Table, holm, mean_table, wilson
+from cai.report.resampling import Table, mean_table
+from cai.report.statistics import Bootstrap, holm, wilson
 
 
 def names(num: int, prefix: str = "p") -> list[str]:
@@ -125,24 +130,54 @@ def test_prompts_that_seeds_share_do_not_count_thrice() -> None:
     values = rng.normal(size=100)
     bootstrap = Bootstrap(num_draws=4000)
     shared = bootstrap.estimate([mean_table(s, names(100), values) for s in range(3)])
-    own = bootstrap.estimate([mean_table(s, names(100, f"{s}-"), values) for s in range(3)])
     one = bootstrap.estimate([mean_table(0, names(100), values)])
-    assert shared is not None and own is not None and one is not None
+    assert shared is not None and one is not None
     assert shared.high - shared.low == pytest.approx(one.high - one.low, rel=0.1)
-    # two of three draws of seeds hold a seed twice, but with prompts drawn anew
-    assert own.high - own.low == pytest.approx((one.high - one.low) / math.sqrt(3), rel=0.1)
 
 
-def test_hierarchical_interval_covers_when_seeds_agree() -> None:
+def test_seeds_that_agree_by_luck_give_no_certainty() -> None:
+    """Three seeds with the same figure on prompts of their own: t alone would say +-0."""
+    values = np.random.default_rng(3).normal(size=100)
+    estimate = Bootstrap(num_draws=2000).estimate([mean_table(s, names(100, f"{s}-"), values) for s in range(3)])
+    assert estimate is not None and estimate.method == "seeds"
+    prompts_alone = 1.96 * values.std() / math.sqrt(300)
+    assert estimate.high - estimate.value == pytest.approx(0.5 * prompts_alone, rel=0.1)
+
+
+def test_two_seeds_are_about_the_models_that_were_trained() -> None:
+    rng = np.random.default_rng(3)
+    tables = [mean_table(s, names(100, f"{s}-"), 5 * s + rng.normal(size=100)) for s in range(3)]
+    bootstrap = Bootstrap(num_draws=2000)
+    two, three = bootstrap.estimate(tables[:2]), bootstrap.estimate(tables)
+    assert two is not None and three is not None
+    assert (two.method, three.method) == ("bootstrap", "seeds")
+    assert two.high - two.low == pytest.approx(2 * 1.96 / math.sqrt(200), rel=0.15)
+    # 0, 5 and 10: sd 5, t with 2 degrees of freedom 4.303
+    assert three.high - three.low == pytest.approx(2 * 4.303 * 5 / math.sqrt(3), rel=0.1)
+
+
+def covered_by(tables: Callable[[int], list[Table]], truth: float, num: int = 300, **options: Any) -> int:
+    """In how many of `num` studies the interval holds the truth."""
+    bootstrap = Bootstrap(num_draws=600, **options)
+    estimates = [bootstrap.estimate(tables(study)) for study in range(num)]
+    return sum(e is not None and e.low <= truth <= e.high for e in estimates)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.15, 1.0])
+def test_intervals_over_three_seeds_cover_however_much_seeds_differ(between: float) -> None:
     rng = np.random.default_rng(4)
-    bootstrap = Bootstrap(num_draws=600)
-    covered = 0
-    for _ in range(200):
-        tables = [mean_table(s, names(50, f"{s}-"), rng.normal(size=50)) for s in range(3)]
-        estimate = bootstrap.estimate(tables)
-        assert estimate is not None
-        covered += estimate.low <= 0 <= estimate.high
-    assert covered >= 180  # conservative is allowed, less than 95 % (190, sd 3) is not
+
+    def study(_: int) -> list[Table]:
+        return [mean_table(s, names(50, f"{s}-"), rng.normal(0, between) + rng.normal(size=50)) for s in range(3)]
+
+    assert 276 <= covered_by(study, 0.0) <= 296  # 95 % is 285, sd 3.8; with `between` 0, 96.3 %
+
+
+def test_intervals_of_a_rate_over_seeds_stay_between_0_and_1() -> None:
+    events = [[1.0] * 90 + [0.0] * 10, [1.0] * 60 + [0.0] * 40, [1.0] * 99 + [0.0]]
+    estimate = Bootstrap(num_draws=200).estimate([mean_table(s, names(100, f"{s}-"), e) for s, e in enumerate(events)])
+    assert estimate is not None and estimate.method == "seeds"
+    assert 0 < estimate.low < 0.4 and 0.95 < estimate.high < 1  # 0.83 +- 0.51 without Wilson
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -192,6 +227,81 @@ def test_p_values_of_no_difference_are_uniform_enough() -> None:
         assert (difference.p_value < 0.05) == difference.excludes_zero or abs(difference.p_value - 0.05) < 0.02
         small += difference.p_value < 0.05
     assert 4 <= small <= 30  # 15 expected, sd 3.8
+
+
+def test_the_permutation_test_is_the_one_of_scipy() -> None:
+    """One value a prompt, one seed: exchanging a prompt's values is a change of the difference's sign."""
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(0.25, 1, size=40), rng.normal(size=40)
+    found = Bootstrap(num_draws=20_000).difference([mean_table(0, names(40), a)], [mean_table(0, names(40), b)])
+    expected = scipy.stats.permutation_test(
+        (a, b), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples", n_resamples=20_000, rng=rng
+    )
+    assert found is not None and found.p_value == pytest.approx(expected.pvalue, abs=0.02)
+
+
+def test_few_events_are_tested_too() -> None:
+    """5 of 200 against none: McNemar's exact test, 2 x (1/2)^5."""
+    five = [mean_table(0, names(200), [1.0] * 5 + [0.0] * 195)]
+    none = [mean_table(0, names(200), [0.0] * 200)]
+    found = Bootstrap(num_draws=20_000).difference(five, none)
+    assert found is not None and found.method == "mover"
+    assert found.p_value == pytest.approx(2 * 0.5**5, abs=0.01)
+
+
+def test_p_values_over_seeds_are_those_of_the_paired_t_test() -> None:
+    rng = np.random.default_rng(8)
+    a, b = ([mean_table(s, names(30), rng.normal(c, 0.01, size=30) + s * c) for s in range(4)] for c in (0.5, 0.3))
+    found = Bootstrap(num_draws=500).difference(a, b)
+    own = [[t.sums[:, 0].mean() for t in tables] for tables in (a, b)]
+    assert found is not None and found.method == "seeds"
+    assert found.p_value == pytest.approx(scipy.stats.ttest_rel(*own).pvalue, rel=0.02)
+
+
+def test_arms_without_a_seed_in_common_are_compared_by_welchs_test() -> None:
+    rng = np.random.default_rng(9)
+    a = [mean_table(s, names(30, f"{s}-"), rng.normal(s, 0.01, size=30)) for s in (1, 2, 3)]
+    b = [mean_table(s, names(30, f"{s}-"), rng.normal(s * 2, 0.01, size=30)) for s in (4, 5, 6, 7)]
+    found = Bootstrap(num_draws=500).difference(a, b)
+    own = [[t.sums[:, 0].mean() for t in tables] for tables in (a, b)]
+    assert found is not None and found.per_seed == {}
+    assert found.p_value == pytest.approx(scipy.stats.ttest_ind(*own, equal_var=False).pvalue, rel=0.02)
+
+
+def test_a_contrast_weighs_its_parts() -> None:
+    tables = [[mean_table(s, names(50), np.arange(50.0) * k + s) for s in (0, 1, 2)] for k in (1, 2, 5)]
+    found = Bootstrap(num_draws=300).contrast(list(zip((0.5, 0.5, -1.0), tables, strict=True)))
+    assert found is not None
+    assert found.value == pytest.approx(24.5 * (0.5 + 1.0 - 5.0)) and list(found.per_seed) == [0, 1, 2]
+    assert found.low < found.value < found.high < 0  # the prompts, which all seeds share
+    assert Bootstrap(num_draws=300).contrast([(1.0, tables[0]), (-1.0, [])]) is None
+
+
+# --- equivalence ------------------------------------------------------------------------------------------------------
+
+
+def test_equivalence_is_two_one_sided_t_tests() -> None:
+    """Against statsmodels 0.15, ttost_paired, on the figures of five seeds."""
+    rng = np.random.default_rng(10)
+    a, b = ([mean_table(s, names(30, f"{s}-"), rng.normal(c, 0.2, size=30)) for s in range(5)] for c in (0.50, 0.52))
+    found = Bootstrap(num_draws=500).difference(a, b, margin=0.2)
+    x, y = (np.array([t.sums[:, 0].mean() for t in tables]) for tables in (a, b))
+    assert found is not None
+    assert found.p_equal == pytest.approx(weightstats.ttost_paired(x, y, -0.2, 0.2)[0], rel=0.02)
+
+
+def test_equivalence_of_one_seed_goes_by_draws() -> None:
+    rng = np.random.default_rng(11)
+    a, b = ([mean_table(0, names(2000), (rng.random(2000) < 0.3).astype(float))] for _ in range(2))
+    bootstrap = Bootstrap(num_draws=2000)
+    found = bootstrap.difference(a, b, margin=0.05)
+    assert found is not None and found.p_equal is not None and found.p_value is not None
+    error = (found.high - found.low) / 3.92
+    assert found.p_equal == pytest.approx(scipy.stats.norm.sf((0.05 - abs(found.value)) / error), abs=0.01)
+    narrow = bootstrap.difference(a, b, margin=0.001)
+    assert narrow is not None and narrow.p_equal is not None and narrow.p_equal > 0.2
+    without = bootstrap.difference(a, b)
+    assert without is not None and without.p_equal is None
 
 
 # --- closed formulas against libraries --------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cai.report.statistics import Bootstrap, Estimate, Floats, Table, mean_table, ratio, table_of, wilson
+from cai.report.resampling import Floats, Table, mean_table, ratio, table_of
+from cai.report.statistics import Bootstrap, Estimate, wilson
 
 __all__ = [
     "Agreement",

@@ -76,6 +76,7 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
         differences=_difference_rows(report, main),
         subtitle=_subtitle(report),
         costs=_cost_groups(report),
+        rated={name for rating in report.ratings for name in (rating.reference, *rating.elo)},
         glyphs=GLYPHS,
         label_counts=_label_counts(report),
         ceilings={arm.arm: arm.ceiling for arm in report.labels.arms} if report.labels else {},

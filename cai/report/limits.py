@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from cai.report.labels import Labels
-from cai.report.measures import Measures, WinRate
+from cai.report.measures import Measures
 from cai.report.runs import Policy, Run
+from cai.report.statistics import SEEDS
+from cai.report.wins import WinRate
 from cai.report.words import joined
 
 __all__ = ["absences", "limits"]
@@ -15,9 +17,12 @@ def limits(runs: Sequence[Run], measures: Measures, labels: Labels | None, rates
     seeds = sorted({run.seed for run in runs})
     found = [_seeds(len(seeds))]
     if len(measures.differences) > 1:
+        labels_of = {c.name: c.label for c in measures.columns}
+        declared = joined([labels_of[name].lower() for name in measures.declared])
         found.append(
             "Many differences are shown. Within each pair of policies their p-values are adjusted for their number "
-            "(Holm); over the whole page they are not. Harmful compliance and helpfulness are the primary measures."
+            "(Holm); over the whole page they are not. "
+            + (f"Declared beforehand to be what counts: {declared}." if declared else "No metric was declared.")
         )
     labelled = {arm.arm: arm.labeler for arm in labels.arms} if labels else {}
     own_judge = [run.arm for run in runs if _same_judge(run)]
@@ -38,22 +43,23 @@ def limits(runs: Sequence[Run], measures: Measures, labels: Labels | None, rates
         )
     found.append(
         "Intervals are about other prompts of the same source"
-        + (" and other seeds" if len(seeds) > 1 else "")
+        + (" and other seeds" if len(seeds) >= SEEDS else "")
         + ". They say nothing about other sources of prompts, larger models or other languages."
     )
     return found
 
 
 def _seeds(num: int) -> str:
-    if num == 1:
+    if num < SEEDS:
         return (
-            "One seed. The intervals hold for the very models that were trained; training again with another seed may "
-            "move a figure by more than its interval. A difference between arms needs three seeds or more."
+            f"{'One seed' if num == 1 else 'Two seeds'}. The intervals hold for the very models that were trained; "
+            "training again with another seed may move a figure by more than its interval. A difference between arms "
+            "needs three seeds or more."
         )
-    few = (
-        " With so few, the intervals understate how much seeds differ: compare the figures by seed." if num < 6 else ""
+    return (
+        f"{num} seeds. Intervals are about training again with other seeds, on other prompts: Student's t over the "
+        f"seeds, which makes them wide where seeds are few."
     )
-    return f"{num} seeds. Intervals resample seeds, then prompts within them.{few}"
 
 
 def _same_judge(run: Run) -> bool:

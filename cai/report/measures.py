@@ -1,24 +1,23 @@
-"""What the responses were like: a figure per policy and column, differences between policies, win rates."""
+"""What the responses were like: a figure per policy and column, and differences between policies."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-import numpy as np
-
 from cai.errors import DataError
+from cai.report.resampling import Table, mean_table
 from cai.report.runs import Output, Policy, Run, pairs_of_arms
-from cai.report.statistics import Bootstrap, Estimate, Table, holm, mean_table
+from cai.report.statistics import Bootstrap, Estimate, holm
+from cai.report.wins import MARGIN
 
 __all__ = [
     "Column",
     "Difference",
     "Measures",
-    "WinRate",
     "column_of",
+    "declared_metrics",
     "measure",
-    "win_rates",
 ]
 
 Better = Literal["lower", "higher", ""]
@@ -72,7 +71,12 @@ _NO_COLUMNS: Final = {"prompt_id", "response_id", "logp", "logp_reference", "num
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`first` minus `second` in one column. `p_holm` is adjusted for all differences of the same two policies."""
+    """`first` minus `second` in one column.
+
+    `p_holm` is adjusted, among the differences of the same two policies, for the number of declared metrics where the
+    column is one, and for the number of all columns where it is not. `estimate.p_equal` is that of the test for
+    equivalence within 5 points (TOST, Schuirmann 1987), for rates.
+    """
 
     first: str
     second: str
@@ -83,9 +87,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Figures by policy name and column name; a figure that does not exist is left out."""
+    """Figures by policy name and column name; a figure that does not exist is left out. `declared` names the columns
+    that the runs' settings declared to be what the comparison is about.
+    """
 
     columns: tuple[Column, ...]
+    declared: tuple[str, ...]
     figures: dict[str, dict[str, Estimate]]
     differences: tuple[Difference, ...]
 
@@ -105,7 +112,13 @@ def column_of(name: str, tables: Sequence[Table] = ()) -> Column:
     return Column(name, name.replace("_", " ").capitalize(), "%" if is_rate else "", is_main=False)
 
 
-def measure(policies: Sequence[Policy], bootstrap: Bootstrap) -> Measures:
+def declared_metrics(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What the settings of the runs (`metrics`) declare, in their order; the usual two where settings say nothing."""
+    said = [run.config["metrics"] for run in runs if run.config.get("metrics") is not None]
+    return tuple(dict.fromkeys(name for names in said for name in names)) if said else PRIMARY
+
+
+def measure(policies: Sequence[Policy], bootstrap: Bootstrap, declared: Sequence[str] = PRIMARY) -> Measures:
     """Every column of every policy, and the differences SL-CAI - base, arm - SL-CAI, arm - arm."""
     tables = {policy.name: _tables(policy) for policy in policies}
     present = list(dict.fromkeys(name for columns in tables.values() for name in columns))
@@ -121,9 +134,14 @@ def measure(policies: Sequence[Policy], bootstrap: Bootstrap) -> Measures:
     differences: list[Difference] = []
     for first, second in _compared(policies):
         a, b = tables[first.name], tables[second.name]
-        tried = {n: bootstrap.difference(a[n], b[n]) for n in names if n in a and n in b}
-        differences += _adjusted(first.name, second.name, {n: e for n, e in tried.items() if e is not None})
-    return Measures(columns, figures, tuple(differences))
+        tried = {
+            n: bootstrap.difference(a[n], b[n], margin=MARGIN if n in rates else None)
+            for n in names
+            if n in a and n in b
+        }
+        found = {n: e for n, e in tried.items() if e is not None}
+        differences += _adjusted(first.name, second.name, found, declared)
+    return Measures(columns, tuple(n for n in declared if n in names), figures, tuple(differences))
 
 
 def _tables(policy: Policy) -> dict[str, list[Table]]:
@@ -173,108 +191,10 @@ def _compared(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
     return pairs + pairs_of_arms(policies)
 
 
-def _adjusted(first: str, second: str, found: Mapping[str, Estimate]) -> list[Difference]:
-    p_values = holm([1.0 if e.p_value is None else e.p_value for e in found.values()])
-    return [Difference(first, second, n, e, p) for (n, e), p in zip(found.items(), p_values, strict=True)]
+def _adjusted(first: str, second: str, found: Mapping[str, Estimate], declared: Sequence[str]) -> list[Difference]:
+    def adjusted(names: Sequence[str]) -> dict[str, float]:
+        p_values = [found[n].p_value for n in names]
+        return dict(zip(names, holm([1.0 if p is None else p for p in p_values]), strict=True))
 
-
-# --- win rates --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WinRate:
-    """How often `first` beats `second` on the same prompt, by one judge; a tie is half a win.
-
-    `strict` counts a win only when both orders agree (else a tie); `inconsistent` is the share where they do not.
-    Both are None for a judge that has no order (gold).
-    """
-
-    first: str
-    second: str
-    judge: str
-    estimate: Estimate
-    wins: int
-    ties: int
-    losses: int
-    strict: Estimate | None = None
-    inconsistent: Estimate | None = None
-
-
-def win_rates(runs: Sequence[Run], policies: Sequence[Policy], bootstrap: Bootstrap) -> list[WinRate]:
-    """Every pair of policies that a win_rate stage compared: by the AI judge, and by gold where there is gold."""
-    rows: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
-    order = [p.name for p in policies]
-    for run in runs:
-        for stage, output in run.outputs.items():
-            other = _opponent(stage, run, policies)
-            found = output.rows("wins.jsonl")
-            if other is None or found is None or run.arm not in order:
-                continue
-            # The later of two policies comes first, as in the table of differences.
-            if order.index(run.arm) > order.index(other):
-                rows.setdefault((run.arm, other), {})[run.seed] = found
-            else:
-                rows.setdefault((other, run.arm), {})[run.seed] = [_turned(row) for row in found]
-    rates: list[WinRate] = []
-    for (first, second), by_seed in rows.items():
-        rates += _judged(first, second, by_seed, bootstrap)
-    return sorted(rates, key=lambda r: (order.index(r.second), order.index(r.first), r.judge))
-
-
-def _opponent(stage: str, run: Run, policies: Sequence[Policy]) -> str | None:
-    """Whom the arm of `run` was judged against in `stage`: win_rate is SL-CAI, win_rate_over_<arm> another arm."""
-    if stage == "win_rate":
-        return next((p.name for p in policies if p.kind == "sl_cai" and p.arm in (None, run.arm)), None)
-    if not stage.startswith("win_rate_over_"):
-        return None
-    name = stage.removeprefix("win_rate_over_")
-    others = (p for p in policies if p.kind == "policy" and run.seed in p.evaluations)
-    return next((p.name for p in others if any(r.folder.name == name for r in p.runs if r.seed == run.seed)), None)
-
-
-def _judged(
-    first: str, second: str, by_seed: Mapping[int, list[dict[str, Any]]], bootstrap: Bootstrap
-) -> list[WinRate]:
-    """The win rates of two policies by each judge that has an opinion."""
-    prompts = {seed: [r["prompt_id"] for r in rows] for seed, rows in by_seed.items()}
-
-    def estimated(values: Mapping[int, list[float]]) -> Estimate | None:
-        return bootstrap.estimate([mean_table(s, prompts[s], v, is_rate=True) for s, v in values.items()])
-
-    judged = {s: [_outcome(r.get("p_a"), 0.5) for r in rows] for s, rows in by_seed.items()}
-    gold = {s: [_outcome(r.get("gold_a"), r.get("gold_b")) for r in rows] for s, rows in by_seed.items()}
-    swayed = {s: [_swayed(r) for r in rows] for s, rows in by_seed.items()}
-    strict = {s: [0.5 if w == 1 else o for o, w in zip(judged[s], swayed[s], strict=True)] for s in by_seed}
-    rates = []
-    if (estimate := estimated(judged)) is not None:
-        found = estimated(swayed)
-        rates.append(
-            WinRate(first, second, "AI judge", estimate, *_tally(judged), estimated(strict) if found else None, found)
-        )
-    if (estimate := estimated(gold)) is not None:
-        rates.append(WinRate(first, second, "gold", estimate, *_tally(gold)))
-    return rates
-
-
-def _turned(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same verdict with a and b exchanged."""
-    p = row.get("p_a")
-    return {**row, "p_a": None if p is None else 1 - p, "gold_a": row.get("gold_b"), "gold_b": row.get("gold_a")}
-
-
-def _outcome(a: float | None, b: float | None) -> float:
-    """1 for a win, 1/2 for a tie, 0 for a loss, NaN without a verdict."""
-    if a is None or b is None:
-        return math.nan
-    return 0.5 if a == b else float(a > b)
-
-
-def _swayed(row: Mapping[str, Any]) -> float:
-    consistent = row.get("consistent")
-    return math.nan if consistent is None else float(not consistent)
-
-
-def _tally(outcomes: Mapping[int, list[float]]) -> tuple[int, int, int]:
-    """(wins, ties, losses)."""
-    values = np.concatenate([np.asarray(v, dtype=np.float64) for v in outcomes.values()])
-    return int((values == 1).sum()), int((values == 0.5).sum()), int((values == 0).sum())
+    p_holm = adjusted(list(found)) | adjusted([n for n in found if n in declared])
+    return [Difference(first, second, n, e, p_holm[n]) for n, e in found.items()]

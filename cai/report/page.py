@@ -9,8 +9,9 @@ from cai.records import to_json, write_json, write_text
 from cai.report import plots
 from cai.report.labels import Labels, read_labels
 from cai.report.limits import absences, limits
-from cai.report.measures import PRIMARY, Measures, WinRate, measure, win_rates
+from cai.report.measures import PRIMARY, Measures, declared_metrics, measure
 from cai.report.plots import Curve, Point
+from cai.report.ratings import Ratings, ratings
 from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
 from cai.report.runs import Policy, Run, policies_of, read_runs
 from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
@@ -24,6 +25,7 @@ from cai.report.training import (
     reward_models,
     rl_curves,
 )
+from cai.report.wins import WinRate, matches, win_rates
 from cai.report.words import findings, label_findings
 
 __all__ = ["Report", "as_json", "gather", "pictures", "write_report"]
@@ -46,6 +48,7 @@ class Report:
     series: dict[str, int]
     measures: Measures
     win_rates: tuple[WinRate, ...]
+    ratings: tuple[Ratings, ...]
     labels: Labels | None
     reward_models: tuple[RewardModel, ...]
     curves: dict[str, list[Curve]]
@@ -86,8 +89,9 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
     policies = policies_of(runs)
     series = _series(runs, policies)
     bootstrap = Bootstrap(num_draws=num_draws, seed=_SEED)
-    measures = measure(policies, bootstrap)
-    rates = win_rates(runs, policies, bootstrap)
+    measures = measure(policies, bootstrap, declared_metrics(runs))
+    met = matches(runs, policies)
+    rates = win_rates(met, bootstrap)
     labels = read_labels(runs, bootstrap)
     rewards = reward_models(runs, bootstrap)
     proxies = over_optimisation(runs, series)
@@ -102,6 +106,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         series=series,
         measures=measures,
         win_rates=tuple(rates),
+        ratings=tuple(ratings(met, policies, bootstrap)),
         labels=labels,
         reward_models=tuple(rewards),
         curves=rl_curves(runs, series),
@@ -224,6 +229,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "policies": [_policy_json(p) for p in report.policies],
         "measures": to_json(report.measures),
         "win_rates": [to_json(r) for r in report.win_rates],
+        "ratings": [to_json(r) for r in report.ratings],
         "labels": to_json(report.labels) if report.labels else None,
         "reward_models": [to_json(m) for m in report.reward_models],
         "curves": {t: [to_json(c) for c in lines] for t, lines in report.curves.items()},

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from cai.records import seed_of
 from cai.report.measures import KNOWN, Column
+from cai.report.resampling import Table, mean_table
 from cai.report.runs import Run, by_arm, stages_of
-from cai.report.statistics import Bootstrap, Estimate, Table, mean_table
+from cai.report.statistics import Bootstrap, Estimate
 from cai.types import Revision, Turn
 
 __all__ = ["Revised", "RevisionScores", "revision_counts", "revision_scores", "revisions"]

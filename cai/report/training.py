@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from cai.report.agreement import Bin, calibration, calibration_error_of, calibration_table
 from cai.report.plots import Curve
+from cai.report.resampling import mean_table
 from cai.report.runs import Run, by_arm, stages_of
-from cai.report.statistics import Bootstrap, Estimate, mean_table
+from cai.report.statistics import Bootstrap, Estimate
 
 __all__ = ["Cost", "RewardModel", "checkpoint_choice", "costs", "over_optimisation", "reward_models", "rl_curves"]
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cai.report.labels import Labels
-from cai.report.measures import PRIMARY, Column, Difference, Measures, WinRate
+from cai.report.measures import Column, Difference, Measures
 from cai.report.runs import Policy, pairs_of_arms
 from cai.report.statistics import Estimate
 from cai.report.training import RewardModel
+from cai.report.wins import WinRate
 
 __all__ = [
     "cell",
@@ -26,7 +27,6 @@ __all__ = [
 _SPACE: Final = "\u202f"  # narrow, no break
 _MINUS: Final = "\u2212"
 _NO_BREAK: Final = "\u00a0"
-_MARGIN: Final = 0.05  # rates whose difference is surely below this are called equal for practical purposes
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def plain(value: float, decimals: int) -> str:
 
 def _scale(unit: str) -> tuple[float, int]:
     """(factor, decimals) for showing a value of this unit."""
-    return {"%": (100.0, 1), "tokens": (1.0, 1)}.get(unit, (1.0, 2))
+    return {"%": (100.0, 1), "tokens": (1.0, 1), "Elo": (1.0, 0)}.get(unit, (1.0, 2))
 
 
 def figure(value: float, unit: str, decimals: int | None = None) -> str:
@@ -110,7 +110,7 @@ _OFTEN: Final = 0.5  # a judge that contradicts itself so often is told of besid
 def findings(policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate]) -> list[tuple[str, str]]:
     """(heading, sentences) on what the report's main figures say, in the order of the recipe."""
     known = {c.name: c for c in measures.columns}
-    items = [(known[n].label, _course(known[n], policies, measures)) for n in PRIMARY if n in known]
+    items = [(known[n].label, _course(known[n], policies, measures)) for n in measures.declared if n in known]
     side = [_level(known[n], policies, measures) for n in ("over_refusal", "evasive_share", "garbled") if n in known]
     if any(side):
         items.append(("Side effects", " ".join(s for s in side if s)))
@@ -188,14 +188,14 @@ def _by(judge: str) -> str:
 
 
 def _rivals(first: Policy, second: Policy, measures: Measures, rates: Sequence[WinRate]) -> str:
-    """Two arms: the primary measures, paired, whatever else differs beyond doubt, and who wins more often."""
+    """Two arms: the declared measures, paired, whatever else differs beyond doubt, and who wins more often."""
     parts = []
     for column in measures.columns:
         found = measures.difference(first.name, second.name, column.name)
         if found is None:
             continue
         differs = column.is_main and found.estimate.excludes_zero and found.p_holm < 0.05
-        if column.name in PRIMARY or differs:
+        if column.name in measures.declared or differs:
             parts.append(f"{column.label} {signed(found.estimate, column.unit)}: {verdict(found, column)}.")
     for rate in rates:
         if (rate.first, rate.second) == (first.name, second.name):
@@ -207,8 +207,7 @@ def verdict(found: Difference, column: Column) -> str:
     """What a difference between two arms amounts to, in words."""
     estimate = found.estimate
     if not estimate.excludes_zero:
-        equal = column.unit == "%" and max(abs(estimate.low), abs(estimate.high)) < _MARGIN
-        return "no difference detected" + (", and one above 5 points is unlikely" if equal else "")
+        return "no difference detected" + (", and equal within 5 points" if _equal(estimate) else "")
     if column.better and (estimate.value > 0) == (column.better == "higher"):
         words = f"in favour of {found.first}"
     elif column.better:
@@ -218,10 +217,18 @@ def verdict(found: Difference, column: Column) -> str:
     return words if found.p_holm < 0.05 else f"{words}, but not after correction for the number of comparisons"
 
 
+def _equal(estimate: Estimate) -> bool:
+    """Whether the test for equivalence within the margin (5 points) rejects a difference."""
+    return estimate.p_equal is not None and estimate.p_equal < 0.05
+
+
 def _winner(rate: WinRate) -> str:
     undecided = rate.estimate.low <= 0.5 <= rate.estimate.high
+    parity = f": no preference detected{', and parity within 5 points' if _equal(rate.estimate) else ''}"
     shown = f"{_by(rate.judge)}, {rate.first} wins {with_interval(rate.estimate, '%')} of pairs"
-    return f"{shown}{': no preference detected' if undecided else ''}."
+    if rate.at_equal_length is not None:
+        shown += f" ({with_interval(rate.at_equal_length, '%')} at equal length)"
+    return f"{shown}{parity if undecided else ''}."
 
 
 def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> list[tuple[str, str]]:

@@ -1,0 +1,233 @@
+"""Who beats whom: win rates with ties and both orders, and at equal length; a test of parity."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from cai.report.resampling import Floats, Statistic, Table, mean_table, table_of
+from cai.report.runs import Policy, Run
+from cai.report.statistics import Bootstrap, Estimate
+
+__all__ = ["Match", "WinRate", "matches", "win_rates"]
+
+MARGIN: Final = 0.05  # rates whose difference is surely below this are called equal for practical purposes
+_STEPS: Final = 30  # of Newton's method, which needs 5 to 10
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Two policies' responses to the same prompts as one judge sees them. By seed: prompts, what `first` got (1 for a
+    win, 1/2 for a tie, 0 for a loss, NaN without a verdict), log ratio of the lengths (NaN where one is not known), and
+    whether the order of showing decided (NaN where that was not asked).
+    """
+
+    first: str
+    second: str
+    judge: str
+    prompts: Mapping[int, list[str]]
+    outcomes: Mapping[int, list[float]]
+    lengths: Mapping[int, list[float]]
+    swayed: Mapping[int, list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """How often `first` beats `second` on the same prompt, by one judge; a tie is half a win.
+
+    The p-values of `estimate` are about parity: `p_value` of a test against one half, `p_equal` small where the rate is
+    surely within 5 points of it. `at_equal_length` is the rate that a logistic regression on the log ratio of lengths
+    predicts for responses of one length (Stiennon et al. 2020; Lee et al. 2023); None where lengths do not tell.
+    `strict` counts a win only when both orders agree (else a tie); `inconsistent` is the share where they do not.
+    Both are None for a judge that has no order (gold).
+    """
+
+    first: str
+    second: str
+    judge: str
+    estimate: Estimate
+    wins: int
+    ties: int
+    losses: int
+    at_equal_length: Estimate | None = None
+    strict: Estimate | None = None
+    inconsistent: Estimate | None = None
+
+
+# --- who met whom -----------------------------------------------------------------------------------------------------
+
+
+def matches(runs: Sequence[Run], policies: Sequence[Policy]) -> list[Match]:
+    """Every pair of policies that a win_rate stage compared: by the AI judge, and by gold where there is gold."""
+    rows: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
+    order = [p.name for p in policies]
+    for run in runs:
+        for stage, output in run.outputs.items():
+            other = _opponent(stage, run, policies)
+            found = output.rows("wins.jsonl")
+            if other is None or found is None or run.arm not in order:
+                continue
+            # The later of two policies comes first, as in the table of differences.
+            if order.index(run.arm) > order.index(other):
+                rows.setdefault((run.arm, other), {})[run.seed] = found
+            else:
+                rows.setdefault((other, run.arm), {})[run.seed] = [_turned(row) for row in found]
+    by_name = {p.name: p for p in policies}
+    found = [m for (a, b), by_seed in rows.items() for m in _matches_of(by_name[a], by_name[b], by_seed)]
+    return sorted(found, key=lambda m: (order.index(m.second), order.index(m.first), m.judge))
+
+
+def _opponent(stage: str, run: Run, policies: Sequence[Policy]) -> str | None:
+    """Whom the arm of `run` was judged against in `stage`: win_rate is SL-CAI, win_rate_over_<arm> another arm."""
+    if stage == "win_rate":
+        return next((p.name for p in policies if p.kind == "sl_cai" and p.arm in (None, run.arm)), None)
+    if not stage.startswith("win_rate_over_"):
+        return None
+    name = stage.removeprefix("win_rate_over_")
+    others = (p for p in policies if p.kind == "policy" and run.seed in p.evaluations)
+    return next((p.name for p in others if any(r.folder.name == name for r in p.runs if r.seed == run.seed)), None)
+
+
+def _matches_of(first: Policy, second: Policy, by_seed: Mapping[int, list[dict[str, Any]]]) -> Iterator[Match]:
+    prompts = {seed: [r["prompt_id"] for r in rows] for seed, rows in by_seed.items()}
+    lengths = {seed: _log_ratios(rows, first, second, seed) for seed, rows in by_seed.items()}
+    judged = {s: [_outcome(r.get("p_a"), 0.5) for r in rows] for s, rows in by_seed.items()}
+    gold = {s: [_outcome(r.get("gold_a"), r.get("gold_b")) for r in rows] for s, rows in by_seed.items()}
+    swayed = {s: [_swayed(r) for r in rows] for s, rows in by_seed.items()}
+    never = {s: [math.nan] * len(rows) for s, rows in by_seed.items()}
+    for judge, outcomes, order in (("AI judge", judged, swayed), ("gold", gold, never)):
+        if any(not math.isnan(x) for values in outcomes.values() for x in values):
+            yield Match(first.name, second.name, judge, prompts, outcomes, lengths, order)
+
+
+def _log_ratios(rows: Sequence[Mapping[str, Any]], first: Policy, second: Policy, seed: int) -> list[float]:
+    """Of tokens; a response without any counts as one token."""
+    tokens: list[dict[str, float]] = []
+    for policy in (first, second):
+        scores = policy.evaluations[seed].rows("scores.jsonl") or [] if seed in policy.evaluations else []
+        tokens.append({r["response_id"]: max(r["num_tokens"], 1) for r in scores if r.get("num_tokens") is not None})
+    own, other = tokens
+    ids = [row["response_id"] for row in rows]
+    return [math.log(own[i] / other[i]) if i in own and i in other else math.nan for i in ids]
+
+
+def _turned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same verdict with a and b exchanged."""
+    p = row.get("p_a")
+    return {**row, "p_a": None if p is None else 1 - p, "gold_a": row.get("gold_b"), "gold_b": row.get("gold_a")}
+
+
+def _outcome(a: float | None, b: float | None) -> float:
+    if a is None or b is None:
+        return math.nan
+    return 0.5 if a == b else float(a > b)
+
+
+def _swayed(row: Mapping[str, Any]) -> float:
+    consistent = row.get("consistent")
+    return math.nan if consistent is None else float(not consistent)
+
+
+# --- win rates --------------------------------------------------------------------------------------------------------
+
+
+def win_rates(found: Sequence[Match], bootstrap: Bootstrap) -> list[WinRate]:
+    """The win rates of every match."""
+    return [rate for match in found if (rate := _win_rate(match, bootstrap)) is not None]
+
+
+def _win_rate(match: Match, bootstrap: Bootstrap) -> WinRate | None:
+    def estimated(values: Mapping[int, Sequence[float]]) -> Estimate | None:
+        return bootstrap.estimate([mean_table(s, match.prompts[s], v, is_rate=True) for s, v in values.items()])
+
+    estimate = estimated(match.outcomes)
+    if estimate is None:
+        return None
+    beyond_half = [
+        mean_table(s, match.prompts[s], np.asarray(v) - 0.5, is_rate=False) for s, v in match.outcomes.items()
+    ]
+    parity = bootstrap.contrast([(1.0, beyond_half)], margin=MARGIN)
+    if parity is not None:
+        estimate = replace(estimate, p_value=parity.p_value, p_equal=parity.p_equal)
+    inconsistent = estimated(match.swayed)
+    strict = {
+        s: [0.5 if w == 1 else o for o, w in zip(v, match.swayed[s], strict=True)] for s, v in match.outcomes.items()
+    }
+    return WinRate(
+        match.first,
+        match.second,
+        match.judge,
+        estimate,
+        *_tally(match.outcomes),
+        at_equal_length=_at_equal_length(match, bootstrap),
+        strict=estimated(strict) if inconsistent else None,
+        inconsistent=inconsistent,
+    )
+
+
+def _tally(outcomes: Mapping[int, list[float]]) -> tuple[int, int, int]:
+    """(wins, ties, losses)."""
+    values = np.concatenate([np.asarray(v, dtype=np.float64) for v in outcomes.values()])
+    return int((values == 1).sum()), int((values == 0.5).sum()), int((values == 0).sum())
+
+
+def _at_equal_length(match: Match, bootstrap: Bootstrap) -> Estimate | None:
+    """logit P(win) = b0 + b1 log(length ratio), and the rate where the ratio is 1: sigmoid(b0)."""
+    y = np.concatenate([np.asarray(v, dtype=np.float64) for v in match.outcomes.values()])
+    x = np.concatenate([np.asarray(match.lengths[s], dtype=np.float64) for s in match.outcomes])
+    known = ~np.isnan(x) & ~np.isnan(y)
+    fitted = _logistic(x[known], y[known])
+    if fitted is None:
+        return None
+    tables = []
+    for seed, outcomes in match.outcomes.items():
+        own_x, own_y = (np.asarray(v, dtype=np.float64) for v in (match.lengths[seed], outcomes))
+        tables.append(_newton_table(seed, match.prompts[seed], own_x, own_y, fitted))
+    return bootstrap.estimate(tables, _rate_at_equal_length(fitted))
+
+
+def _logistic(x: Floats, y: Floats) -> Floats | None:
+    """(b0, b1) by Newton's method; None where all lengths are equal, or where wins and losses are separated."""
+    if len(x) < 3 or x.std() == 0 or y.min() == y.max():
+        return None
+    b = np.zeros(2)
+    for _ in range(_STEPS):
+        h00, h01, h11, g0, g1 = _newton_columns(x, y, b).sum(axis=0)
+        determinant = h00 * h11 - h01 * h01
+        if determinant < 1e-9 * h00 * h11:
+            return None
+        step = np.array([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / determinant
+        b = b + step
+        if np.abs(step).max() < 1e-9:
+            return b
+        if np.abs(b).max() > 20:
+            return None
+    return None
+
+
+def _newton_columns(x: Floats, y: Floats, b: Floats) -> Floats:
+    """(N, 5): what each pair adds to the Hessian (three entries) and to the gradient (two)."""
+    p = 1 / (1 + np.exp(-(b[0] + b[1] * x)))
+    weight, error = p * (1 - p), y - p
+    return np.column_stack([weight, weight * x, weight * x * x, error, error * x])
+
+
+def _newton_table(seed: int, prompts: Sequence[str], x: Floats, y: Floats, b: Floats) -> Table:
+    known = ~np.isnan(x) & ~np.isnan(y)
+    columns = np.where(known[:, None], _newton_columns(np.where(known, x, 0.0), np.where(known, y, 0.0), b), 0.0)
+    return table_of(seed, prompts, columns, int(known.sum()))
+
+
+def _rate_at_equal_length(b: Floats) -> Statistic:
+    """The rate at ratio 1 of a resample, by one step of Newton's method from the fit to everything."""
+
+    def statistic(sums: Floats) -> Floats:
+        h00, h01, h11, g0, g1 = sums.T
+        determinant = h00 * h11 - h01 * h01
+        top = h11 * g0 - h01 * g1
+        step = np.divide(top, determinant, out=np.full(top.shape, np.nan), where=determinant > 0)
+        return np.asarray(1 / (1 + np.exp(-(b[0] + step))))
+
+    return statistic

@@ -1,0 +1,132 @@
+"""Win rates, parity, equal length, Elo: against libraries and by simulation, on made-up verdicts."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import evalica
+import numpy as np
+import pytest
+import statsmodels.api as sm
+
+from cai.report.ratings import ratings
+from cai.report.runs import Policy
+from cai.report.statistics import Bootstrap
+from cai.report.wins import Match, win_rates
+
+ALL = ("SL-CAI", "RLHF", "RLAIF")
+
+
+def match(
+    first: str, second: str, outcomes: Sequence[float], lengths: Sequence[float] | None = None, seed: int = 0
+) -> Match:
+    num = len(outcomes)
+    prompts = [f"p{i}" for i in range(num)]
+    ratios = [math.nan] * num if lengths is None else list(lengths)
+    never = [math.nan] * num
+    return Match(first, second, "AI judge", {seed: prompts}, {seed: list(outcomes)}, {seed: ratios}, {seed: never})
+
+
+def policies(*names: str) -> list[Policy]:
+    return [Policy(name, "policy", name, {}, ()) for name in names]
+
+
+def by_chance(rng: np.random.Generator, scores: Mapping[str, float], num: int) -> list[Match]:
+    """Every two of the policies, each prompt won as their scores say."""
+    found = []
+    names = list(scores)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            p = 1 / (1 + math.exp(scores[a] - scores[b]))
+            found.append(match(b, a, (rng.random(num) < p).astype(float)))
+    return found
+
+
+# --- parity -----------------------------------------------------------------------------------------------------------
+
+
+def test_parity_is_more_than_no_difference() -> None:
+    """100 prompts cannot tell, 4000 can."""
+    rng = np.random.default_rng(0)
+    few, many = (match("B", "A", rng.integers(2, size=num).astype(float)) for num in (100, 4000))
+    found = [rate.estimate for rate in win_rates([few, many], Bootstrap(num_draws=1000))]
+    assert all(e.low < 0.5 < e.high and e.p_value is not None and e.p_value > 0.05 for e in found)
+    assert found[0].p_equal is not None and found[0].p_equal > 0.05
+    assert found[1].p_equal is not None and found[1].p_equal < 0.05
+
+
+def test_a_preference_is_no_parity() -> None:
+    (rate,) = win_rates([match("B", "A", [1.0] * 150 + [0.0] * 50)], Bootstrap(num_draws=1000))
+    assert rate.estimate.p_value is not None and rate.estimate.p_value < 0.01
+    assert rate.estimate.p_equal is not None and rate.estimate.p_equal > 0.9
+
+
+# --- at equal length --------------------------------------------------------------------------------------------------
+
+
+def test_rate_at_equal_length_is_the_logistic_regression_of_statsmodels() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(0.4, 0.5, size=400)
+    y = (rng.random(400) < 1 / (1 + np.exp(-(-0.3 + 1.5 * x)))).astype(float)
+    (rate,) = win_rates([match("B", "A", y, list(x))], Bootstrap(num_draws=1000))
+    fit = sm.GLM(y, sm.add_constant(x), family=sm.families.Binomial()).fit()
+    assert rate.at_equal_length is not None
+    assert rate.at_equal_length.value == pytest.approx(1 / (1 + math.exp(-fit.params[0])), abs=1e-9)
+    low, high = (1 / (1 + math.exp(-(fit.params[0] + sign * 1.96 * fit.bse[0]))) for sign in (-1, 1))
+    assert (rate.at_equal_length.low, rate.at_equal_length.high) == pytest.approx((low, high), abs=0.015)
+    assert rate.estimate.value > 0.5 > rate.at_equal_length.value  # it won by being longer
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "lengths"),
+    [
+        ([1.0, 0.0] * 20, [0.0] * 40),  # all of one length
+        ([1.0] * 20 + [0.0] * 20, [1.0] * 20 + [-1.0] * 20),  # the longer one always wins
+        ([1.0] * 40, list(np.linspace(-1, 1, 40))),  # one side always wins
+        ([1.0, 0.0] * 20, [math.nan] * 40),  # lengths are not known
+    ],
+)
+def test_where_lengths_do_not_tell_there_is_no_rate_at_equal_length(
+    outcomes: list[float], lengths: list[float]
+) -> None:
+    (rate,) = win_rates([match("B", "A", outcomes, lengths)], Bootstrap(num_draws=200))
+    assert rate.at_equal_length is None
+
+
+# --- Elo --------------------------------------------------------------------------------------------------------------
+
+
+def test_elo_is_evalicas_and_the_truth_is_in_its_interval() -> None:
+    scores = {"SL-CAI": 0.0, "RLHF": 0.7, "RLAIF": 1.0}
+    found = by_chance(np.random.default_rng(2), scores, 500)
+    (rated,) = ratings(found, policies(*ALL), Bootstrap(num_draws=1000))
+    assert (rated.reference, list(rated.elo)) == ("SL-CAI", ["RLHF", "RLAIF"]) and rated.misfit < 0.05
+    xs = [m.first for m in found for _ in m.outcomes[0]]
+    ys = [m.second for m in found for _ in m.outcomes[0]]
+    winners = [evalica.Winner.X if o else evalica.Winner.Y for m in found for o in m.outcomes[0]]
+    fit = evalica.bradley_terry(xs, ys, winners, tolerance=1e-10, limit=10_000).scores
+    for name, estimate in rated.elo.items():
+        assert estimate.value == pytest.approx(400 * math.log10(fit[name] / fit["SL-CAI"]), abs=1.0)
+        assert estimate.low < scores[name] * 400 / math.log(10) < estimate.high < estimate.low + 120
+    assert 400 * math.log10(0.64 / 0.36) == pytest.approx(100, abs=0.1)  # what the page says of 100 points
+
+
+def test_who_never_lost_has_a_rating_all_the_same() -> None:
+    found = [match("RLHF", "SL-CAI", [1.0] * 50), match("RLAIF", "RLHF", [0.5] * 50)]
+    (rated,) = ratings(found, policies(*ALL), Bootstrap(num_draws=200))
+    assert 700 < rated.elo["RLHF"].value < 900
+    assert rated.elo["RLAIF"].value == pytest.approx(rated.elo["RLHF"].value, abs=1.0)
+
+
+def test_a_circle_shows_as_misfit() -> None:
+    found = [match("RLHF", "SL-CAI", [1.0, 1.0, 1.0, 0.0] * 20), match("RLAIF", "RLHF", [1.0, 1.0, 1.0, 0.0] * 20),
+             match("RLAIF", "SL-CAI", [0.0, 0.0, 0.0, 1.0] * 20)]  # fmt: skip
+    (rated,) = ratings(found, policies(*ALL), Bootstrap(num_draws=200))
+    assert rated.misfit == pytest.approx(0.25, abs=0.01)
+
+
+def test_who_never_met_is_on_no_scale() -> None:
+    apart = [match("RLHF", "SL-CAI", [1.0, 0.0] * 20), match("RLAIF", "SL-CAI of RLAIF", [1.0, 0.0] * 20)]
+    names = policies("SL-CAI", "SL-CAI of RLAIF", "RLHF", "RLAIF")
+    assert ratings(apart, names, Bootstrap(num_draws=200)) == []
+    elsewhere = [match("RLHF", "SL-CAI", [1.0, 0.0]), match("RLAIF", "SL-CAI", [1.0, 0.0], seed=1)]
+    assert ratings(elsewhere, names, Bootstrap(num_draws=200)) == []
