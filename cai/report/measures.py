@@ -139,8 +139,8 @@ def measure(policies: Sequence[Policy], bootstrap: Bootstrap, declared: Sequence
             for n in names
             if n in a and n in b
         }
-        found = {n: e for n, e in tried.items() if e is not None}
-        differences += _adjusted(first.name, second.name, found, declared)
+        made = {n: e for n, e in tried.items() if e is not None}
+        differences += _adjusted(first.name, second.name, made, declared)
     return Measures(columns, tuple(n for n in declared if n in names), figures, tuple(differences))
 
 

@@ -75,8 +75,8 @@ def matches(runs: Sequence[Run], policies: Sequence[Policy]) -> list[Match]:
             else:
                 rows.setdefault((other, run.arm), {})[run.seed] = [_turned(row) for row in found]
     by_name = {p.name: p for p in policies}
-    found = [m for (a, b), by_seed in rows.items() for m in _matches_of(by_name[a], by_name[b], by_seed)]
-    return sorted(found, key=lambda m: (order.index(m.second), order.index(m.first), m.judge))
+    met = [m for (a, b), by_seed in rows.items() for m in _matches_of(by_name[a], by_name[b], by_seed)]
+    return sorted(met, key=lambda m: (order.index(m.second), order.index(m.first), m.judge))
 
 
 def _opponent(stage: str, run: Run, policies: Sequence[Policy]) -> str | None:
@@ -192,7 +192,7 @@ def _logistic(x: Floats, y: Floats) -> Floats | None:
     """(b0, b1) by Newton's method; None where all lengths are equal, or where wins and losses are separated."""
     if len(x) < 3 or x.std() == 0 or y.min() == y.max():
         return None
-    b = np.zeros(2)
+    b: Floats = np.zeros(2)
     for _ in range(_STEPS):
         h00, h01, h11, g0, g1 = _newton_columns(x, y, b).sum(axis=0)
         determinant = h00 * h11 - h01 * h01
