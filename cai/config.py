@@ -91,6 +91,11 @@ class Settings:
             raise ConfigError(f"arms: needs two arms or more to compare (or none), got {', '.join(self.arms)}")
         if "reward" in self.steps:
             check_scorable(self.model.path)
+        if (self.rl or {}).get("lora_rank") and not (self.reward or {}).get("lora_rank"):
+            raise ConfigError(
+                f"rl.lora_rank: with {self.rl['lora_rank']} all networks lie over one base, for which the reward model "
+                "must be an adapter too; set reward.lora_rank, or rl.lora_rank=0"
+            )
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """The nodes with a `_target_`, by their top-level key."""

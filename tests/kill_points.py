@@ -1,8 +1,8 @@
 """kill -9 in the middle of a training, again and again: `python tests/kill_points.py STAGE INPUTS FOLDER POINTS`.
 
-STAGE is sft, reward or ppo, INPUTS what the fixture `inputs` of test_resume.py makes. Every training runs in a fork of
-this process, which loads the libraries once and computes nothing itself. Prints one line of JSON: how many of the
-trainings that were killed at a random moment and started again ended with other bytes.
+STAGE is sft, reward, ppo or ppo-lora, INPUTS what the fixture `inputs` of test_resume.py makes. Every training runs in
+a fork of this process, which loads the libraries once and computes nothing itself. Prints one line of JSON: how many of
+the trainings that were killed at a random moment and started again ended with other bytes.
 """
 
 import json

@@ -36,16 +36,8 @@ LAYERS = (
     ("cai.commands", "cai.cli", "cai.__main__"),
 )
 HEAVY = {
-    "pyarrow",
-    "torch",
-    "transformers",
-    "trl",
-    "datasets",
-    "matplotlib",
-    "accelerate",
-    "scipy",
-    "statsmodels",
-    "evalica",
+    *("accelerate", "datasets", "evalica", "matplotlib", "peft", "pyarrow", "scipy", "statsmodels"),
+    *("torch", "transformers", "trl"),
 }
 
 

@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_refused_and_what_may_not_is_said() -> None:
         needed
     )
     assert "a smaller max_batch_tokens needs less" in check_budget(needed, 5 * GIB)
-    with pytest.raises(ModelError, match=r"3\.0 GiB free: a smaller model, value=shared"):
+    with pytest.raises(ModelError, match=r"3\.0 GiB free: a smaller model, adapters"):
         check_budget(needed, 3 * GIB)
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import tiny_models
+import torch
 
 from cai.errors import ConfigError
+from cai.models.digest import model_digest
+from cai.models.lora import add_adapter, merge, save_adapter
 from cai.records import digest_folder, write_records
 from cai.rl import checkpoints
 from cai.rl.local_trainer import Checkpoints, _Hooks
-from cai.rl.models import RewardModel
+from cai.rl.models import ADAPTER, RewardModel, score_head
 from cai.stages.ppo import PPO
 from cai.stages.reward import Reward
 from cai.stages.sft import SFT
@@ -50,6 +53,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     judge = RewardModel.from_language_model(folder / "sft" / "model", seed=3)
     judge.save(folder / "judge")
     judge.save(folder / "reward" / "model")
+    add_adapter(judge.model, rank=2, alpha=4.0, seed=0, head=score_head(judge.model))
+    base = model_digest(folder / "sft" / "model")
+    save_adapter(judge.model, folder / "reward-lora" / "model" / ADAPTER, base=base)
+    merge(judge.model)
+    judge.save(folder / "reward-lora" / "model")
     write_records(folder / "data" / "rl.jsonl", PROMPTS)
     write_records(folder / "revise" / "sft.jsonl", DEMONSTRATIONS)
     write_records(folder / "data" / "demonstrations.jsonl", DEMONSTRATIONS[:3])
@@ -70,7 +78,11 @@ def run(stage: str, inputs: Path, output: Path, every: int = 4, **changes: Any) 
     else:
         given = {"num_updates": 12, "batch_size": 8, "minibatch_size": 4, "max_new_tokens": 6, "device": "cpu"}
         chosen = {"kl_target": 1.0, "checkpoint_every": every, **given, **changes}
-        PPO(seed=0, **chosen).run({name: inputs / name for name in ("data", "sft", "reward")}, output)
+        reward = {"ppo": "reward", "ppo-lora": "reward-lora"}[stage]
+        chosen["lora_rank"] = 4 if stage == "ppo-lora" else 0
+        PPO(seed=0, **chosen).run(
+            {name: inputs / name for name in ("data", "sft")} | {"reward": inputs / reward}, output
+        )
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -199,6 +211,15 @@ def test_a_kill_in_the_second_model_of_an_ensemble(inputs: Path, tmp_path: Path)
     assert digests(tmp_path / "again") == digests(tmp_path / "whole")
 
 
+def test_a_kill_in_the_training_of_an_adapter(inputs: Path, tmp_path: Path) -> None:
+    run("reward", inputs, tmp_path / "whole", every=0, lora_rank=2)
+    interrupt(9, "reward", inputs, tmp_path / "again", lora_rank=2)
+    state = torch.load(tmp_path / "again" / "checkpoints.journal" / "00000008.pt", weights_only=True)
+    assert {name for name in state["model"] if "lora" not in name} == {"score.weight"}
+    run("reward", inputs, tmp_path / "again", lora_rank=2)
+    assert digests(tmp_path / "again") == digests(tmp_path / "whole")
+
+
 def kill() -> None:
     raise Killed
 
@@ -230,7 +251,7 @@ def test_a_negative_number_of_steps_is_refused(stage: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-lora"])
 def test_kill_9_at_twenty_moments(stage: str, inputs: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_points.py")
     command = [sys.executable, str(script), stage, str(inputs), str(tmp_path), "20"]

@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedModel
 
+from cai.models.lora import is_linear
+
 __all__ = ["flat_states", "is_plain_llama"]
 
 
 @lru_cache(maxsize=16)
 def is_plain_llama(model: PreTrainedModel) -> bool:
-    """Whether the trunk of `model` is a Llama without biases, adapters or another activation."""
+    """Whether the trunk of `model` is a Llama without biases or another activation; LoRA adapters are no matter."""
     body, config = model.base_model, model.config
     if type(body) is not LlamaModel or config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
         return False
-    return all(type(module) is nn.Linear for name, module in body.named_modules() if name.endswith("_proj"))
+    return all(is_linear(module) for name, module in body.named_modules() if name.endswith("_proj"))
 
 
 def flat_states(model: PreTrainedModel, ids: Tensor, real: Tensor, where: Tensor) -> Tensor:
@@ -45,10 +47,9 @@ def flat_states(model: PreTrainedModel, ids: Tensor, real: Tensor, where: Tensor
         seen = _attention(layer.self_attn, _normed(x, layer.input_layernorm), turn, slots, num_rows, length)
         if layer is body.layers[-1]:
             x, seen = x.index_select(0, asked), seen.index_select(0, asked)
-        x = x + F.linear(seen, layer.self_attn.o_proj.weight)
+        x = x + layer.self_attn.o_proj(seen)
         mlp, normed = layer.mlp, _normed(x, layer.post_attention_layernorm)
-        gate, up = F.linear(normed, mlp.gate_proj.weight), F.linear(normed, mlp.up_proj.weight)
-        x = x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+        x = x + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
     return _normed(x, body.norm)
 
 
@@ -67,13 +68,13 @@ def _attention(layer: Any, x: Tensor, turn: tuple[Tensor, Tensor], slots: Tensor
         padded = heads.new_zeros(num_rows * length, *heads.shape[1:]).index_copy(0, slots, heads)
         return padded.view(num_rows, length, -1, size).transpose(1, 2)
 
-    def turned(projection: nn.Linear) -> Tensor:
-        heads = F.linear(x, projection.weight).view(len(x), -1, size)
+    def turned(projection: nn.Module) -> Tensor:
+        heads = projection(x).view(len(x), -1, size)
         # Not addcmul: one rounding less than the model's own forward takes is one that differs from it.
         return rows((heads * cos + heads.roll(size // 2, dims=-1) * sin).to(heads.dtype))
 
     queries, keys = turned(layer.q_proj), turned(layer.k_proj)
-    values = rows(F.linear(x, layer.v_proj.weight).view(len(x), -1, size))
+    values = rows(layer.v_proj(x).view(len(x), -1, size))
     # Rows are right-padded, so causal attention never looks at padding; what padding sees is thrown away.
     shared = queries.shape[1] != keys.shape[1]
     seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=shared)

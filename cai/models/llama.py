@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
+
+from cai.models.lora import has_adapter, is_linear, whole_weight
 
 __all__ = ["LlamaSteps"]
 
@@ -38,11 +40,15 @@ class LlamaSteps:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether `model` is a plain small Llama: no biases, no adapters, SwiGLU."""
+        """Whether `model` is a plain small Llama: no biases, SwiGLU. Adapters are added to the weights, which half
+        precision would round away.
+        """
         if type(model) is not LlamaForCausalLM or model.num_parameters() > _MOST_PARAMETERS:
             return False
-        config = model.config
-        plain = all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith("_proj"))
+        config, projections = model.config, [m for name, m in model.named_modules() if name.endswith("_proj")]
+        if model.dtype != torch.float32 and any(has_adapter(module) for module in projections):
+            return False
+        plain = all(is_linear(module) for module in projections)
         return plain and not config.attention_bias and not config.mlp_bias and config.hidden_act == "silu"
 
     def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
@@ -61,14 +67,15 @@ class LlamaSteps:
         self.layers = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
+            queries, keys, values = attention.q_proj, attention.k_proj, attention.v_proj
             self.layers.append(
                 _Layer(
                     before=layer.input_layernorm.weight,
-                    qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
-                    out=attention.o_proj.weight.t(),
+                    qkv=torch.cat([whole_weight(module) for module in (queries, keys, values)]),
+                    out=whole_weight(attention.o_proj).t(),
                     between=layer.post_attention_layernorm.weight,
-                    gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-                    down=mlp.down_proj.weight.t(),
+                    gate_up=torch.cat([whole_weight(module) for module in (mlp.gate_proj, mlp.up_proj)]),
+                    down=whole_weight(mlp.down_proj).t(),
                 )
             )
 

@@ -30,7 +30,7 @@ class Learner:
         self.policy, self.value, self.settings, self.ptx = policy, value, settings, ptx
         self.device = policy.model.device
         self.max_tokens = batch_budget(settings.max_batch_tokens, self.device)
-        networks = (policy.model.parameters(), value.parameters())
+        networks = (policy.parameters(), value.parameters())
         self._optimizers = [torch.optim.Adam(p, betas=(0.9, _BETA_2), eps=_EPSILON) for p in networks]
         self._reader = Policy(policy.model)  # of documents, which have no temperature
 
@@ -53,13 +53,13 @@ class Learner:
         return means | constants | {"first_approx_kl": float(steps[0]["approx_kl"])}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and optimisers."""
+        """Weights that are trained, and optimisers."""
         optimizers = [optimizer.state_dict() for optimizer in self._optimizers]
-        return {"policy": self.policy.model.state_dict(), "value": self.value.state_dict(), "optimizers": optimizers}
+        return {"policy": self.policy.state_dict(), "value": self.value.state_dict(), "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
-        self.policy.model.load_state_dict(state["policy"])
+        self.policy.load_state_dict(state["policy"])
         self.value.load_state_dict(state["value"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 
 from cai.models.loading import pick_device, quiet
+from cai.models.lora import load_trained, trained_state
 from cai.progress import progress
 from cai.records import seed_of
 from cai.rl.checkpoints import load_latest, save
@@ -87,7 +88,7 @@ class LocalTrainer:
             self.checkpoints.folder,
             self.state.global_step,
             {
-                "model": self.model.state_dict(),
+                "model": trained_state(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.lr_scheduler.state_dict(),
                 "random": _random_state(),
@@ -100,7 +101,7 @@ class LocalTrainer:
         )
 
     def _load_from_checkpoint(self: Any, *_: object) -> None:
-        self.model.load_state_dict(self.resumed["model"])
+        load_trained(self.model, self.resumed["model"])
 
     def _load_optimizer_and_scheduler(self: Any, folder: str | None) -> None:
         if folder is not None:

@@ -45,10 +45,17 @@ class Budget:
 
 
 def budget(
-    settings: PPOSettings, config: PreTrainedConfig, num_parameters: int, *, longest_prompt: int, max_tokens: int
+    settings: PPOSettings,
+    config: PreTrainedConfig,
+    num_parameters: int,
+    *,
+    num_frozen: int = 0,
+    longest_prompt: int,
+    max_tokens: int,
 ) -> Budget:
-    """For a policy of `num_parameters` and a value network, reference and reward model of about as many. A training
-    pass has at most `max_tokens` tokens, or the longest row if that is more.
+    """For a policy of `num_parameters` and a value network, reference and reward model of about as many. Where
+    `num_frozen` of them are frozen, these are there once, and reference, reward model and value lie over them too. A
+    training pass has at most `max_tokens` tokens, or the longest row if that is more.
     """
     text = config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
@@ -57,13 +64,16 @@ def budget(
     wide = getattr(text, "intermediate_size", None) or 4 * hidden
     half = 2 if settings.dtype == "bfloat16" else 4
     length = longest_prompt + settings.max_new_tokens
-    num_trained = 1 if settings.value == "shared" else 2
+    num_learning = 1 if settings.value == "shared" else 2
     tokens = max(max_tokens, length)
-    kept = layers * (_KEPT * hidden + _KEPT_MLP * wide) * half * num_trained
+    kept = layers * (_KEPT * hidden + _KEPT_MLP * wide) * half * num_learning
     logits = 3 * vocabulary * 4  # as they are, upcast or exponentiated, and their gradient
     rows = min(settings.batch_size, max(ROLLOUT_TOKENS * settings.max_batch_tokens // length, 1))
+    num_trained = num_parameters - num_frozen
+    # Apart, reference and reward model are whole networks; over one base they are that base, and an adapter.
+    frozen = half * num_frozen + 4 * num_trained if num_frozen else 2 * half * num_trained
     return Budget(
-        networks=num_parameters * (4 * _ADAM * num_trained + 2 * half),
+        networks=4 * _ADAM * num_learning * num_trained + frozen,
         activations=tokens * (kept + logits),
         cache=rows * length * layers * 2 * cached * half,
     )
@@ -86,7 +96,7 @@ def check_budget(needed: Budget, free: int | None) -> str:
         return f"ppo: needs {needed}"
     line = f"ppo: needs {needed}; {_size(free)} free"
     if needed.networks > free:
-        raise ModelError(f"{line}: a smaller model, value=shared or dtype=bfloat16 needs less")
+        raise ModelError(f"{line}: a smaller model, adapters (lora_rank), value=shared or dtype=bfloat16 need less")
     if needed.peak > free:
         line += ", which may not do: a smaller max_batch_tokens needs less"
     return line

@@ -8,7 +8,7 @@ Shape letters: B = rows, L = tokens of the longest row, D = hidden size, V = voc
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +22,30 @@ from cai.errors import ModelError, unknown
 from cai.models.digest import check_scorable
 from cai.models.flat import flat_states, is_plain_llama
 from cai.models.loading import encode_dialogue, end_of_turn_id, load_tokenizer, quiet, save_model, torch_dtype
+from cai.models.lora import load_trained, trained_parameters, trained_state
 from cai.records import from_json, read_json, to_json, write_json
 from cai.rl.losses import selective_log_softmax
 from cai.rl.reward_scores import Constants, Head, ensemble_scores, pool_rewards
 from cai.types import Prompt
 
 __all__ = [
+    "ADAPTER",
     "Packed",
     "Policy",
     "RewardModel",
     "Row",
     "autocast",
     "batch_budget",
+    "member_folders",
     "pack",
     "plan_batches",
+    "read_constants",
     "score_head",
     "states",
 ]
 
 REWARD_FILE = "reward.json"
+ADAPTER = "adapter"  # the folder of an adapter, inside that of the model that it was merged into
 _CPU_TOKENS = 512
 
 
@@ -129,13 +134,26 @@ class Policy:
         """The same from the trunk's states (M, D) before every response token, where the output head is plain."""
         return selective_log_softmax(_output_head(self.model)(hidden), batch.targets, self.temperature)
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the policy's optimiser moves."""
+        return trained_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its weights, without those that are frozen."""
+        return trained_state(self.model)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put weights back."""
+        load_trained(self.model, state)
+
 
 @torch.no_grad()
 def _head_is_plain(model: PreTrainedModel) -> bool:
     """Whether logits are just `head(hidden)`; some families scale or cap them (Gemma 2, Granite, Cohere)."""
     ids = torch.arange(2, device=model.device)[None]
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return torch.equal(_output_head(model)(hidden), model(input_ids=ids, use_cache=False).logits)
+    with autocast(model.device, str(model.dtype).removeprefix("torch.")):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.equal(_output_head(model)(hidden), model(input_ids=ids, use_cache=False).logits)
 
 
 def _output_head(model: PreTrainedModel) -> nn.Module:
@@ -218,24 +236,17 @@ class RewardModel:
     @classmethod
     def load(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> Self:
         """Read what `save` wrote. A folder without `reward.json` is a ModelError: its scores would lack the offset."""
-        path = Path(folder) / REWARD_FILE
-        if not path.is_file():
-            raise ModelError(f"{folder}: no {REWARD_FILE}: not a reward model of the reward stage")
-        constants = from_json(Constants, read_json(path), str(path))
-        if constants.head not in get_args(Head):
-            raise ModelError(f"{path}: {unknown('head', constants.head, get_args(Head))}")
-        others = [
-            _load_scalar(_member(folder, number), dtype, device) for number, _ in enumerate(constants.other_offsets, 2)
-        ]
-        reward = cls(_load_scalar(folder, dtype, device), load_tokenizer(folder), others=others)
+        constants = read_constants(folder)
+        first, *others = [_load_scalar(path, dtype, device) for path in member_folders(folder, constants.num_models)]
+        reward = cls(first, load_tokenizer(folder), others=others)
         reward.constants = constants
         return reward
 
     def save(self, folder: Path) -> None:
         """Write the Hugging Face files and `reward.json`; the other models of an ensemble go into member-2/, ..."""
-        save_model(self.model, self.tokenizer, folder)
-        for number, model in enumerate(self.others, 2):
-            save_model(model, self.tokenizer, _member(folder, number))
+        models = (self.model, *self.others)
+        for path, model in zip(member_folders(folder, len(models)), models, strict=True):
+            save_model(model, self.tokenizer, path)
         write_json(folder / REWARD_FILE, to_json(self.constants))
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Row]:
@@ -274,6 +285,17 @@ class RewardModel:
         return pool_rewards(outputs, response, cast(Head, self.constants.head))
 
 
-def _member(folder: Path | str, number: int) -> Path:
-    """Where the models of an ensemble are, after the first."""
-    return Path(folder) / f"member-{number}"
+def read_constants(folder: Path | str) -> Constants:
+    """What `reward.json` in the folder of a reward model says. Raises ModelError when there is none."""
+    path = Path(folder) / REWARD_FILE
+    if not path.is_file():
+        raise ModelError(f"{folder}: no {REWARD_FILE}: not a reward model of the reward stage")
+    constants = from_json(Constants, read_json(path), str(path))
+    if constants.head not in get_args(Head):
+        raise ModelError(f"{path}: {unknown('head', constants.head, get_args(Head))}")
+    return constants
+
+
+def member_folders(folder: Path | str, num_models: int) -> list[Path]:
+    """Where the models of an ensemble are."""
+    return [Path(folder), *(Path(folder) / f"member-{number}" for number in range(2, num_models + 1))]

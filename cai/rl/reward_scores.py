@@ -35,6 +35,11 @@ class Constants:
     head: str = "last"
     other_offsets: tuple[float, ...] = ()
 
+    @property
+    def num_models(self) -> int:
+        """Of the ensemble."""
+        return 1 + len(self.other_offsets)
+
 
 def pool_rewards(rewards: "Tensor", mask: "Tensor", head: Head) -> "Tensor":
     """One reward per row, (B), of the head's outputs at every token, `rewards` (B, L); `mask` (B, L) is 1 for the

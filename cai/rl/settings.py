@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
 
 from cai.errors import ConfigError, unknown
 from cai.models.digest import check_device
 
-__all__ = ["DIAGNOSTICS", "DType", "PPOSettings", "Schedule", "TrainingSettings"]
+__all__ = ["DIAGNOSTICS", "DType", "LoRASettings", "PPOSettings", "Schedule", "TrainingSettings"]
 
 Schedule = Literal["linear", "cosine", "constant"]
 DType = Literal["float32", "bfloat16"]
@@ -37,6 +38,29 @@ def _divides(small: str, small_value: int, large: str, large_value: int) -> None
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name}: {unknown('choice', value, allowed)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASettings:
+    """What is trained: with a `lora_rank` above 0, adapters of that rank (Hu et al. 2021) beside the linear layers of
+    the trunk, whose products count `lora_alpha / lora_rank`; with 0 all weights.
+    """
+
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        _check(self, ("lora_alpha",), ("lora_rank",))
+        self.lora_texts()
+
+    def lora_texts(self) -> dict[str, str]:
+        """The version of the package that makes adapters, for fingerprints. Raises ConfigError when it is missing."""
+        try:
+            return {"peft": version("peft")} if self.lora_rank else {}
+        except PackageNotFoundError:
+            raise ConfigError(
+                f"lora_rank: {self.lora_rank} needs peft, which is not installed: pip install 'cai[lora]'"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +108,7 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOSettings:
+class PPOSettings(LoRASettings):
     """How PPO trains; `ppo.py` has the formulas.
 
     An update samples `batch_size` responses of at most `max_new_tokens` at `temperature` and learns from them in
@@ -98,7 +122,8 @@ class PPOSettings:
     policy's trunk whose loss counts `value_coefficient`. `ptx_coefficient` weighs the gradient of the mean loss on
     `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
     longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,
-    takes 8 times as many.
+    takes 8 times as many. With a `lora_rank`, policy, reference, reward model and value are adapters, or none, over one
+    copy of the SL-CAI weights, which stay as they are; the reward model must have been trained as an adapter too.
 
     `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
     (Ziegler et al. 2019 normalise likewise): soft labels give a reward model of small spread, hard ones of large, and
@@ -138,6 +163,7 @@ class PPOSettings:
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = ("num_updates", "batch_size", "minibatch_size", "num_epochs", "max_new_tokens", "max_batch_tokens")
         rates = ("learning_rate", "value_learning_rate", "max_grad_norm", "clip", "value_clip", "temperature")
         set_ones = tuple(n for n in ("score_clip", "kl_target", "stop_kl") if getattr(self, n) is not None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cai.errors import ModelError
+from cai.models.lora import load_trained, trained_parameters, trained_state
 from cai.rl.models import Packed, Policy, score_head, states
 
 __all__ = ["SharedValue", "Value", "ValueModel"]
@@ -30,8 +31,7 @@ class ValueModel:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the value's own optimiser moves."""
-        parameters: Iterator[nn.Parameter] = self.model.parameters()
-        return parameters
+        return trained_parameters(self.model)
 
     def values(self, batch: Packed) -> Tensor:
         """Value of the prefix before every response token, (M), row by row, float32."""
@@ -44,13 +44,12 @@ class ValueModel:
         return policy.logp(batch), self.values(batch)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Its weights."""
-        state: dict[str, Tensor] = self.model.state_dict()
-        return state
+        """Its weights, without those that are frozen."""
+        return trained_state(self.model)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put weights back."""
-        self.model.load_state_dict(state)
+        load_trained(self.model, state)
 
 
 class SharedValue:

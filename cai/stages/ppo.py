@@ -72,11 +72,12 @@ class PPO(PPOSettings):
     def texts(self) -> dict[str, str]:
         """What scorer, rewards and documents depend on; models and prompts are inputs."""
         sources = [source for source in (self.scorer, self.ptx) if source is not None]
-        return texts_of(self.rewards) | {key: sha for source in sources for key, sha in source.texts().items()}
+        texts = {key: sha for source in sources for key, sha in source.texts().items()}
+        return texts_of(self.rewards) | texts | self.lora_texts()
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
-        from cai.models.loading import save_model
+        from cai.rl.networks import save_policy
 
         run = _Run(self, inputs, output / _CHECKPOINTS)
         run.go_on()
@@ -85,11 +86,12 @@ class PPO(PPOSettings):
                 row = run.update()
                 bar.advance(note=f"score {row['score_mean']:.2f}, KL {row['kl']:.2f}")
         kept = run.keep_best()
-        save_model(run.trainer.policy.model, run.tokenizer, output / "model")
+        save_policy(run.trainer.policy, self, inputs["sft"] / "model", run.tokenizer, output / "model")
         write_rows(output / "curve.jsonl", run.curve)
         write_json(output / "ppo.json", {"kept_update": kept, "warnings": run.warnings})
-        # Forwards of policy, reference, reward and value; then both trained networks, forward and backward.
-        passes = 2 * 4 + 2 * 6 * self.num_epochs
+        # Forwards of policy, reference, reward and value; then both trained networks, forward and backward, which takes
+        # a product per layer for the activations, and one for the weights unless they are frozen.
+        passes = 2 * 4 + 2 * (4 if self.lora_rank else 6) * self.num_epochs
         return {
             "score": run.curve[-1]["score_mean"],
             "kl": run.curve[-1]["kl"],
@@ -163,7 +165,7 @@ class _Run:
         """Put back the weights of the best update by `select_by`; returns the number of the update that is kept."""
         if self.best is None:
             return len(self.curve)
-        self.trainer.policy.model.load_state_dict(self.best["policy"])
+        self.trainer.policy.load_state_dict(self.best["policy"])
         return int(self.best["update"])
 
     def _validate(self, number: int) -> dict[str, float | None]:
@@ -176,7 +178,7 @@ class _Run:
         figures = {"score_mean": float(scores.mean()), **self._measure(self.held, rollout)}
         value = figures.get(s.select_by or "")
         if value is not None and (self.best is None or value > self.best["value"]):
-            weights = {name: tensor.cpu().clone() for name, tensor in self.trainer.policy.model.state_dict().items()}
+            weights = {name: tensor.cpu().clone() for name, tensor in self.trainer.policy.state_dict().items()}
             self.best = {"update": number, "value": value, "policy": weights}
         return {f"validation_{name}": figure for name, figure in figures.items()}
 
@@ -214,36 +216,22 @@ def _trainer(
     longest_prompt: int,
     score: Callable[["RewardModel", Sequence["Row"]], "Tensor"],
 ) -> "PPOTrainer":
-    """Load the networks: trained ones in float32, frozen ones in `dtype`. `score` is asked with the reward model."""
-    from cai.models.loading import end_of_turn_id, end_of_turn_ids, load_causal_lm, pick_device
-    from cai.rl.memory import budget, check_budget, free_bytes
-    from cai.rl.models import Policy, RewardModel, batch_budget
+    """Load the networks; `score` is asked with the reward model."""
+    from cai.models.loading import end_of_turn_id, end_of_turn_ids
+    from cai.rl.networks import load_networks
     from cai.rl.ppo import PPOTrainer
-    from cai.rl.values import SharedValue, Value, ValueModel
 
-    device, dtype, temperature = pick_device(stage.device), stage.dtype, stage.temperature
-    free = free_bytes(device)
-    model = load_causal_lm(inputs["sft"] / "model", device=device)
-    sizes = {"longest_prompt": longest_prompt, "max_tokens": batch_budget(stage.max_batch_tokens, device)}
-    print(check_budget(budget(stage, model.config, model.num_parameters(), **sizes), free), file=sys.stderr)
-    frozen = load_causal_lm(inputs["sft"] / "model", dtype=dtype, device=device)
-    reward = RewardModel.load(inputs["reward"] / "model", dtype=dtype, device=device)
-    scale = 1 / reward.std if stage.scale_rewards and reward.std > 0 and not stage.rewards else 1.0
-    policy = Policy(model, temperature=temperature)
-    value: Value
-    if stage.value == "shared":
-        value = SharedValue(policy, coefficient=stage.value_coefficient)
-    else:
-        critic = RewardModel.load(inputs["reward"] / "model", device=device)
-        value = ValueModel(critic.model, offset=critic.offset, scale=scale * critic.constants.gain)
+    paths = inputs["sft"] / "model", inputs["reward"] / "model"
+    scaled = stage.scale_rewards and not stage.rewards
+    networks = load_networks(stage, *paths, longest_prompt=longest_prompt, scaled=scaled)
     end = end_of_turn_id(tokenizer)
     return PPOTrainer(
-        policy=policy,
-        reference=Policy(frozen, temperature=temperature),
-        value=value,
-        reward=lambda rows: score(reward, rows),
-        reward_scale=scale,
-        stop_ids=[end, *sorted(end_of_turn_ids(model, tokenizer) - {end})],
+        policy=networks.policy,
+        reference=networks.reference,
+        value=networks.value,
+        reward=lambda rows: score(networks.reward, rows),
+        reward_scale=networks.reward_scale,
+        stop_ids=[end, *sorted(end_of_turn_ids(networks.policy.model, tokenizer) - {end})],
         settings=stage,
         ptx=stage.ptx,
     )

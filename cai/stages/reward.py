@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from cai.datasets.splits import held_out
 from cai.errors import ConfigError, DataError, unknown
+from cai.models.digest import model_digest
 from cai.records import read_records, seed_of, write_json, write_rows
 from cai.rl.reward_scores import Head, Normalise
-from cai.rl.settings import TrainingSettings
+from cai.rl.settings import LoRASettings, TrainingSettings
 from cai.rl.snippets import Snippets
 from cai.types import Demonstration, Preference
 
@@ -23,7 +24,7 @@ __all__ = ["Reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reward(TrainingSettings):
+class Reward(TrainingSettings, LoRASettings):
     """Writes model/ (Hugging Face format, with reward.json), metrics.json, held_out.jsonl (a row per pair: prompt_id,
     tags, first, second, p, delta) and curve.jsonl (of an ensemble's other models: curve-2.jsonl, ...).
 
@@ -33,6 +34,7 @@ class Reward(TrainingSettings):
     score is lower, `pessimism` times their standard deviation. `head` says which tokens' outputs make the score; one
     that reads them all may learn from `snippets` of the responses (T-REX), drawn anew for each model, and is measured
     on whole ones. Every `checkpoint_every` steps the training saves what it needs to go on after a kill (0: never).
+    With a `lora_rank` only adapters and heads are trained; model/ has them merged in, and model/adapter/ as they are.
 
     One temperature is fitted on the held-out pairs and kept in reward.json. It is not in the scores, of which it would
     change nothing but the scale; `log_loss`, `ece`, `reliability` and all that a report shows are without it too, and
@@ -51,6 +53,7 @@ class Reward(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        LoRASettings.__post_init__(self)
         if not 0 < self.held_out_share < 1:
             raise ConfigError(f"held_out_share: must be between 0 and 1, got {self.held_out_share!r}")
         if self.num_models < 1:
@@ -67,8 +70,8 @@ class Reward(TrainingSettings):
             raise ConfigError(f"checkpoint_every: must be 0 (never) or more, got {self.checkpoint_every!r}")
 
     def texts(self) -> dict[str, str]:
-        """None: the model is an input."""
-        return {}
+        """The model is an input; adapters depend on the package that makes them."""
+        return self.lora_texts()
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (demonstrations), `sft` (the trunk) and `label` (preferences)."""
@@ -90,7 +93,7 @@ class Reward(TrainingSettings):
         out = held_out([preferences[i].prompt for i in kept], self.held_out_share)
         train = [i for i, held in zip(kept, out, strict=True) if not held]
         test = [preferences[i] for i, held in zip(kept, out, strict=True) if held]
-        anchors = self._anchors(reward, inputs["data"] / "demonstrations.jsonl")
+        anchors = _anchors(self, reward, inputs["data"] / "demonstrations.jsonl")
         num_tokens = self._train(reward, source, [groups[i] for i in train], output)
 
         pairs = _measure(reward, anchors, test, self.normalise)
@@ -107,22 +110,14 @@ class Reward(TrainingSettings):
             "num_held_out_pairs": metrics["num_pairs"],
             "num_too_long": len(groups) - len(kept),
             "num_tokens": num_tokens,
-            "flops": 6.0 * reward.model.num_parameters() * num_tokens,
+            "flops": (4.0 if self.lora_rank else 6.0) * reward.model.num_parameters() * num_tokens,
         }
-
-    def _anchors(self, reward: "RewardModel", path: Path) -> "list[Row]":
-        """The demonstrations that score 0 on average."""
-        from cai.rl.trainers import short_enough
-
-        demonstrations = read_records(path, Demonstration)
-        rows = reward.encode([d.prompt for d in demonstrations], [d.text for d in demonstrations])
-        fit = short_enough([len(row.ids) for row in rows], reward.model.config, self, str(path)) if rows else []
-        return [rows[i] for i in fit]
 
     def _train(self, reward: "RewardModel", source: Path, groups: "Sequence[Group]", output: Path) -> int:
         """Train the models of `reward`, from the second on made here, and write their curves. Returns the tokens."""
+        from cai.models.lora import add_adapter, merge, save_adapter
         from cai.rl.local_trainer import Checkpoints
-        from cai.rl.models import RewardModel
+        from cai.rl.models import ADAPTER, RewardModel, member_folders, score_head
         from cai.rl.trainers import train_reward
 
         every, device = self.checkpoint_every, str(reward.model.device)
@@ -133,12 +128,28 @@ class Reward(TrainingSettings):
             if number > 1:
                 model = RewardModel.from_language_model(source, seed=seed, device=device).model
                 reward.others.append(model)
+            if self.lora_rank:
+                add_adapter(model, rank=self.lora_rank, alpha=self.lora_alpha, seed=seed, head=score_head(model))
             checkpoints = Checkpoints(output / f"checkpoints{name}.journal", every) if every else None
             settings = replace(self, seed=seed)
             cut = _cut(groups, self.snippets, seed)
             curve = train_reward(model, reward.tokenizer, cut, settings, head=self.head, checkpoints=checkpoints)
+            if self.lora_rank:
+                folder = member_folders(output / "model", number)[-1]
+                save_adapter(model, folder / ADAPTER, base=model_digest(source))
+                merge(model)
             write_rows(output / f"curve{name}.jsonl", curve)
         return self.num_models * self.num_epochs * sum(len(row) for group in groups for row in group.rows)
+
+
+def _anchors(stage: Reward, reward: "RewardModel", path: Path) -> "list[Row]":
+    """The demonstrations that score 0 on average."""
+    from cai.rl.trainers import short_enough
+
+    demonstrations = read_records(path, Demonstration)
+    rows = reward.encode([d.prompt for d in demonstrations], [d.text for d in demonstrations])
+    fit = short_enough([len(row.ids) for row in rows], reward.model.config, stage, str(path)) if rows else []
+    return [rows[i] for i in fit]
 
 
 def _cut(groups: "Sequence[Group]", snippets: Snippets | None, seed: int) -> "Sequence[Group]":
