@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from synthetic_runs import make_runs
 from worlds import FunctionEngine, comparison, data_folder, finished, holds_when_cut, model_folder, run
 
 from cai.engines.base import Sampling
 from cai.errors import ConfigError, DataError, LabelerError
 from cai.labelers.noise import NoiseLabeler
 from cai.noise import Ladder, kept_name, monotonicity, spearman
-from cai.records import read_json, read_records, read_rows, write_records
+from cai.records import read_json, read_records, read_rows, write_json, write_records
+from cai.report.layout import render
+from cai.report.page import as_json, gather, pictures
 from cai.stages.label import Label
 from cai.stages.sample import Sample
 from cai.types import Comparison, Judgment, Pair, Preference, Response
@@ -191,3 +195,25 @@ def test_noise_makes_a_round_trip(tmp_path: Path) -> None:
     assert read_records(tmp_path / "c.jsonl", Comparison) == comparisons
     keys = [set(response) for row in read_rows(tmp_path / "c.jsonl") for response in row["responses"]]
     assert [("noise" in own) for own in keys] == [True, True, False, True]
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_draws_gold_along_the_ladder(tmp_path: Path) -> None:
+    with_ladder, without = make_runs(tmp_path, num_comparisons=8)
+    label = Path(read_json(with_ladder / "run.json")["stages"]["label"]["path"]) / "label.json"
+    levels = [{"noise": 0.0, "num": 8, "gold": 1.5}, {"noise": 1.0, "num": 8, "gold": -1.0}]
+    before = read_json(label) if label.is_file() else {}
+    write_json(label, before | {"noise": {"levels": levels, "spearman": -1.0, "num_flat": 0}})
+    config = yaml.safe_load((with_ladder / "config.yaml").read_text())
+    (with_ladder / "config.yaml").write_text(yaml.safe_dump(config | {"sample": {"ladder": {"kind": "epsilon"}}}))
+    report = gather([with_ladder, without], num_draws=50)
+    ((title, (line,)),) = report.ladders.items()
+    assert (title, list(line.x), list(line.y)) == ("Gold score by epsilon", [0.0, 1.0], [1.5, -1.0])
+    drawn = pictures(report)
+    assert "noise level" in drawn["ladders"]
+    assert as_json(report)["ladders"]["Gold score by epsilon"][0]["name"] == line.name
+    assert "noise on purpose" in render(report, drawn)
+    plain = gather([without], num_draws=50)
+    assert plain.ladders == {} and "noise on purpose" not in render(plain, pictures(plain))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from cai.report import words
 from cai.report.measures import Column, Difference
+from cai.report.plots import Curve
 from cai.report.runs import by_arm
 from cai.report.training import Cost
 
@@ -81,9 +82,15 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
         label_counts=_label_counts(report),
         ceilings={arm.arm: arm.ceiling for arm in report.labels.arms} if report.labels else {},
         reward_tags=list(dict.fromkeys(tag for model in report.reward_models for tag in model.by_tag)),
-        curve_names=list(dict.fromkeys(c.name for lines in report.curves.values() for c in lines)),
+        curve_names=_names(report.curves),
+        ladder_names=_names(report.ladders),
         stage_names=list(dict.fromkeys(stage for run in report.runs for stage in run.outputs)),
     )
+
+
+def _names(panels: Mapping[str, Sequence[Curve]]) -> list[str]:
+    """Whose lines are in any of the panels."""
+    return list(dict.fromkeys(line.name for lines in panels.values() for line in lines))
 
 
 def _split(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:

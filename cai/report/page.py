@@ -21,6 +21,7 @@ from cai.report.training import (
     RewardModel,
     checkpoint_choice,
     costs,
+    noise_ladders,
     over_optimisation,
     reward_models,
     rl_curves,
@@ -50,6 +51,7 @@ class Report:
     win_rates: tuple[WinRate, ...]
     ratings: tuple[Ratings, ...]
     labels: Labels | None
+    ladders: dict[str, list[Curve]]
     reward_models: tuple[RewardModel, ...]
     curves: dict[str, list[Curve]]
     over_optimisation: dict[str, list[Curve]]
@@ -108,6 +110,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         win_rates=tuple(rates),
         ratings=tuple(ratings(met, policies, bootstrap)),
         labels=labels,
+        ladders=noise_ladders(runs, series),
         reward_models=tuple(rewards),
         curves=rl_curves(runs, series),
         over_optimisation=proxies,
@@ -162,6 +165,8 @@ def pictures(report: Report) -> dict[str, str]:
     if report.labels:
         bars = {a.arm: (report.series[a.arm], a.histogram) for a in report.labels.arms}
         drawn["labels"] = plots.histograms(bars)
+    if report.ladders:
+        drawn["ladders"] = plots.curves(report.ladders, x_label="noise level", columns=2)
     reliable = {m.arm: (report.series[m.arm], m.bins) for m in report.reward_models if m.bins}
     if reliable:
         drawn["reliability"] = plots.reliability(reliable)
@@ -231,6 +236,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "win_rates": [to_json(r) for r in report.win_rates],
         "ratings": [to_json(r) for r in report.ratings],
         "labels": to_json(report.labels) if report.labels else None,
+        "ladders": {t: [to_json(c) for c in lines] for t, lines in report.ladders.items()},
         "reward_models": [to_json(m) for m in report.reward_models],
         "curves": {t: [to_json(c) for c in lines] for t, lines in report.curves.items()},
         "over_optimisation": {t: [to_json(c) for c in lines] for t, lines in report.over_optimisation.items()},

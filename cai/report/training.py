@@ -11,7 +11,16 @@ from cai.report.resampling import mean_table
 from cai.report.runs import Run, by_arm, stages_of
 from cai.report.statistics import Bootstrap, Estimate
 
-__all__ = ["Cost", "RewardModel", "checkpoint_choice", "costs", "over_optimisation", "reward_models", "rl_curves"]
+__all__ = [
+    "Cost",
+    "RewardModel",
+    "checkpoint_choice",
+    "costs",
+    "noise_ladders",
+    "over_optimisation",
+    "reward_models",
+    "rl_curves",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,19 @@ def _sigmoid(x: float) -> float:
 def _cross_entropy(p: float, q: float) -> float:
     """-p log q - (1 - p) log(1 - q), in nats."""
     return -sum(a * math.log(max(b, 1e-300)) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0)
+
+
+def noise_ladders(runs: Sequence[Run], series: Mapping[str, int]) -> dict[str, list[Curve]]:
+    """By kind of noise: mean gold score at every level, for arms whose responses were sampled along a ladder."""
+    panels: dict[str, list[Curve]] = {}
+    for run in runs:
+        label = run.outputs["label"].json("label.json") if "label" in run.outputs else None
+        levels = ((label or {}).get("noise") or {}).get("levels", [])
+        if levels:
+            x, y = ([float(level[name]) for level in levels] for name in ("noise", "gold"))
+            title = f"Gold score by {run.config['sample']['ladder']['kind']}"
+            panels.setdefault(title, []).append(Curve(run.arm, series[run.arm], x, y))
+    return panels
 
 
 # --- RL curves --------------------------------------------------------------------------------------------------------
