@@ -9,12 +9,13 @@ Letters of shapes: B rows, L tokens of the longest row, N real tokens of all row
 H query heads, G key heads, S head size.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel, PreTrainedModel
 
 from cai.models.lora import is_linear
@@ -33,7 +34,8 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
 
 def flat_states(model: PreTrainedModel, ids: Tensor, real: Tensor, where: Tensor) -> Tensor:
     """Last hidden states (M, D) at the positions `where` (B, L) bool, row by row, of right-padded `ids` (B, L) whose
-    tokens are at `real` (B, L) bool. `model` is one that `is_plain_llama` says yes to.
+    tokens are at `real` (B, L) bool. `model` is one that `is_plain_llama` says yes to; with activation checkpointing a
+    layer keeps its input alone for the backward pass, which computes the rest again.
     """
     body: Any = model.base_model
     (num_rows, length), slots = real.shape, real.flatten().nonzero().squeeze(1)
@@ -44,13 +46,30 @@ def flat_states(model: PreTrainedModel, ids: Tensor, real: Tensor, where: Tensor
     # x * cos + rotate_half(x) * sin, with the sign of rotate_half put into sin
     turn = cos[0, :, None], torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1)
     for layer in body.layers:
-        seen = _attention(layer.self_attn, _normed(x, layer.input_layernorm), turn, slots, num_rows, length)
-        if layer is body.layers[-1]:
-            x, seen = x.index_select(0, asked), seen.index_select(0, asked)
-        x = x + layer.self_attn.o_proj(seen)
-        mlp, normed = layer.mlp, _normed(x, layer.post_attention_layernorm)
-        x = x + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        wanted = asked if layer is body.layers[-1] else None
+        run = partial(_layer, layer, turn=turn, slots=slots, num_rows=num_rows, length=length, wanted=wanted)
+        again = body.gradient_checkpointing and torch.is_grad_enabled()
+        x = checkpoint(run, x, use_reentrant=False) if again else run(x)
     return _normed(x, body.norm)
+
+
+def _layer(
+    layer: Any,
+    x: Tensor,
+    *,
+    turn: tuple[Tensor, Tensor],
+    slots: Tensor,
+    num_rows: int,
+    length: int,
+    wanted: Tensor | None,
+) -> Tensor:
+    """What a layer makes of `x` (N, D), at the places `wanted` (M) alone where these are given."""
+    seen = _attention(layer.self_attn, _normed(x, layer.input_layernorm), turn, slots, num_rows, length)
+    if wanted is not None:
+        x, seen = x.index_select(0, wanted), seen.index_select(0, wanted)
+    x = x + layer.self_attn.o_proj(seen)
+    mlp, normed = layer.mlp, _normed(x, layer.post_attention_layernorm)
+    return x + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))  # type: ignore[no-any-return]
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:

@@ -66,7 +66,8 @@ def budget(
     length = longest_prompt + settings.max_new_tokens
     num_learning = 1 if settings.value == "shared" else 2
     tokens = max(max_tokens, length)
-    kept = layers * (_KEPT * hidden + _KEPT_MLP * wide) * half * num_learning
+    inside = (_KEPT * hidden + _KEPT_MLP * wide) * half  # of one layer
+    kept = (layers * hidden * half + inside if settings.activation_checkpointing else layers * inside) * num_learning
     logits = 3 * vocabulary * 4  # as they are, upcast or exponentiated, and their gradient
     rows = min(settings.batch_size, max(ROLLOUT_TOKENS * settings.max_batch_tokens // length, 1))
     num_trained = num_parameters - num_frozen
@@ -98,7 +99,7 @@ def check_budget(needed: Budget, free: int | None) -> str:
     if needed.networks > free:
         raise ModelError(f"{line}: a smaller model, adapters (lora_rank), value=shared or dtype=bfloat16 need less")
     if needed.peak > free:
-        line += ", which may not do: a smaller max_batch_tokens needs less"
+        line += ", which may not do: a smaller max_batch_tokens needs less, and so does activation_checkpointing=true"
     return line
 
 

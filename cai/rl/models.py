@@ -9,7 +9,7 @@ Shape letters: B = rows, L = tokens of the longest row, D = hidden size, V = voc
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast, get_args
@@ -17,6 +17,7 @@ from typing import Any, Self, cast, get_args
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cai.errors import ModelError, unknown
 from cai.models.digest import check_scorable
@@ -40,6 +41,7 @@ __all__ = [
     "pack",
     "plan_batches",
     "read_constants",
+    "recompute_activations",
     "score_head",
     "states",
 ]
@@ -104,12 +106,38 @@ def autocast(device: torch.device | str, dtype: str) -> AbstractContextManager[A
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Activation checkpointing (Chen et al. 2016): layers keep their input alone for the backward pass, which computes
+    the rest again. ModelError for an architecture that has no such layers.
+    """
+    try:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError:
+        raise ModelError(f"{type(model).__name__} has no activation checkpointing; use it without") from None
+
+
+@contextmanager
+def _recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Hugging Face's layers recompute in training mode alone, in which all networks here never are (dropout); so each
+    layer is, without what is in it, while a forward for gradients runs.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    for layer in layers if torch.is_grad_enabled() else ():
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
 def states(model: PreTrainedModel, batch: Packed, where: Tensor) -> Tensor:
     """The trunk's last hidden states at the positions `where` (B, L) bool, row by row: (where.sum(), D)."""
     if is_plain_llama(model):
         real = torch.arange(batch.ids.shape[1], device=batch.ids.device) <= batch.last[:, None]
         return flat_states(model, batch.ids, real, where)
-    hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    with _recomputing(model):
+        hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
     return hidden[where]
 
 
@@ -127,7 +155,8 @@ class Policy:
             return self.logp_of(states(self.model, batch, batch.predicts), batch)
         # The architecture does more to logits than the matrix product: let it, at the columns that matter.
         columns = batch.predicts.any(0).nonzero().squeeze(1)
-        output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
+        with _recomputing(self.model):
+            output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
         return selective_log_softmax(output.logits[batch.predicts[:, columns]], batch.targets, self.temperature)
 
     def logp_of(self, hidden: Tensor, batch: Packed) -> Tensor:

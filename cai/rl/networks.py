@@ -19,7 +19,16 @@ from cai.models.loading import load_causal_lm, load_tokenizer, pick_device, save
 from cai.models.lora import add_adapter, check_adapter, load_adapter, load_trained, merge, trained_parameters, view
 from cai.records import seed_of
 from cai.rl.memory import budget, check_budget, free_bytes
-from cai.rl.models import ADAPTER, Policy, RewardModel, batch_budget, member_folders, read_constants, score_head
+from cai.rl.models import (
+    ADAPTER,
+    Policy,
+    RewardModel,
+    batch_budget,
+    member_folders,
+    read_constants,
+    recompute_activations,
+    score_head,
+)
 from cai.rl.settings import PPOSettings
 from cai.rl.values import SharedValue, Value, ValueModel
 
@@ -59,6 +68,9 @@ def load_networks(settings: PPOSettings, sft: Path, reward: Path, *, longest_pro
         value = SharedValue(policy, coefficient=settings.value_coefficient)
     else:
         value = ValueModel(source.critic(), offset=scorer.offset, scale=scale * scorer.constants.gain)
+    if settings.activation_checkpointing:
+        for network in (model, value.model) if isinstance(value, ValueModel) else (model,):
+            recompute_activations(network)
     return Networks(policy, Policy(source.reference(), temperature=temperature), value, scorer, scale)
 
 

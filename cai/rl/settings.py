@@ -122,8 +122,9 @@ class PPOSettings(LoRASettings):
     policy's trunk whose loss counts `value_coefficient`. `ptx_coefficient` weighs the gradient of the mean loss on
     `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
     longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,
-    takes 8 times as many. With a `lora_rank`, policy, reference, reward model and value are adapters, or none, over one
-    copy of the SL-CAI weights, which stay as they are; the reward model must have been trained as an adapter too.
+    takes 8 times as many. With `activation_checkpointing` layers keep their input alone for the backward pass and
+    compute the rest again: slower, in far less memory. With a `lora_rank`, policy, reference, reward model and value
+    are adapters, or none, over one copy of the SL-CAI weights, which stay as they are; the reward model must have been trained as an adapter too.
 
     `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
     (Ziegler et al. 2019 normalise likewise): soft labels give a reward model of small spread, hard ones of large, and
@@ -159,6 +160,7 @@ class PPOSettings(LoRASettings):
     ptx_coefficient: float = 0.0
     ptx_tokens: int = 1024
     max_batch_tokens: int = 16384
+    activation_checkpointing: bool = False
     device: str = "auto"
     dtype: DType = "float32"
 
