@@ -124,7 +124,8 @@ class PPOSettings(LoRASettings):
     longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,
     takes 8 times as many. With `activation_checkpointing` layers keep their input alone for the backward pass and
     compute the rest again: slower, in far less memory. With a `lora_rank`, policy, reference, reward model and value
-    are adapters, or none, over one copy of the SL-CAI weights, which stay as they are; the reward model must have been trained as an adapter too.
+    are adapters, or none, over one copy of the SL-CAI weights, which stay as they are; the reward
+    model must have been trained as an adapter too.
 
     `scale_rewards` divides scores by their standard deviation over the SFT policy's samples, which leaves their mean
     (Ziegler et al. 2019 normalise likewise): soft labels give a reward model of small spread, hard ones of large, and
