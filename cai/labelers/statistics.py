@@ -19,6 +19,7 @@ __all__ = [
     "by_principle",
     "cohen_kappa",
     "first_judgments",
+    "injected",
     "position",
     "principle_verdicts",
     "served",
@@ -56,6 +57,12 @@ def verdicts(judgments: Iterable[Judgment]) -> dict[str, Any]:
         "abstained": dict(sorted(abstained.items())),
         "num_neutralised": sum(any("neutralised" in row for row in j.evidence) for j in judgments),
     }
+
+
+def injected(judgments: Iterable[Judgment]) -> dict[str, int] | None:
+    """How many pairs of all judgments were turned over on purpose (`cai.labelers.noisy`); None where nobody did so."""
+    flips = [row["flipped"] for judgment in judgments for row in judgment.evidence if "flipped" in row]
+    return {"num_pairs": len(flips), "num_flipped": sum(map(bool, flips))} if flips else None
 
 
 def both_orders(judgment: Judgment) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:

@@ -1,7 +1,8 @@
 """Who labelled what, how sure they were, and how far labelers agree: with each other, with themselves, with gold.
 
-The first judgment of a comparison is the label; further ones measure agreement. A pair counts as agreement when both
-prefer the same response; even verdicts (p = 1/2, as for two identical texts) and pairs of equal gold are left out.
+A comparison's label is what the run's label stage made of its judgments (`aggregate`); further ones measure agreement.
+A pair counts as agreement when both prefer the same response; even verdicts (p = 1/2, as for two identical texts) and
+pairs of equal gold are left out.
 """
 
 from collections import defaultdict
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
+from cai.labelers.aggregate import Aggregate, labels_of
 from cai.labelers.feedback import own_pairs
-from cai.labelers.statistics import both_orders, first_judgments, principle_verdicts
+from cai.labelers.statistics import both_orders, principle_verdicts
 from cai.report.agreement import Agreement, Estimator, human_ceiling
 from cai.report.runs import Run, by_arm
 from cai.report.statistics import Bootstrap, Estimate, wilson
@@ -85,16 +87,18 @@ class Labels:
 class _Judged:
     """One arm in one seed: judgments, the prompt of each comparison, and what is known of gold: differences by pair
     from whoever labelled by gold, or else the (agreement, number of pairs) that the label stage counted itself.
+    `by_comparison` are the labels.
     """
 
     judgments: list[Judgment]
+    by_comparison: dict[str, Judgment]
     prompts: dict[str, str]
     gold: dict[Key, float]
     counted: tuple[float, int] | None
 
     def labels(self) -> Iterator[tuple[Key, float]]:
         """The label of every pair of sampled responses: probability of the pair's first response."""
-        for judgment in first_judgments(self.judgments).values():
+        for judgment in self.by_comparison.values():
             for pair in own_pairs(judgment):
                 yield _key(judgment, pair), pair.p
 
@@ -116,7 +120,13 @@ def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
             prompts[sampled] = _prompts(run)
     arms = {
         arm: {
-            run.seed: _Judged(judgments[run.folder], prompts[_sampled(run)], gold[_sampled(run)], _counted(run))
+            run.seed: _Judged(
+                judgments[run.folder],
+                labels_of(judgments[run.folder], _aggregate(run)).by_comparison,
+                prompts[_sampled(run)],
+                gold[_sampled(run)],
+                _counted(run),
+            )
             for run in own
         }
         for arm, own in by_arm(labelled).items()
@@ -132,6 +142,12 @@ def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
 def _sampled(run: Run) -> str:
     """Which comparisons the run's labels are about."""
     return run.outputs["sample"].fingerprint if "sample" in run.outputs else f"{run.folder}"
+
+
+def _aggregate(run: Run) -> Aggregate:
+    """How the run's label stage made labels of judgments."""
+    how: Aggregate = (run.config.get("label") or {}).get("aggregate", "first")
+    return how
 
 
 def _prompts(run: Run) -> dict[str, str]:
@@ -180,7 +196,7 @@ def _key(judgment: Judgment, pair: Pair) -> Key:
 
 
 def _arm(arm: str, judged: Mapping[int, _Judged], estimator: Estimator) -> ArmLabels:
-    first = [j for one in judged.values() for j in first_judgments(one.judgments).values()]
+    first = [j for one in judged.values() for j in one.by_comparison.values()]
     p = [pair.p for judgment in first for pair in judgment.pairs]
     abstained: dict[str, int] = defaultdict(int)
     for judgment in first:
@@ -249,7 +265,7 @@ def _position(judged: Mapping[int, _Judged], estimator: Estimator) -> Position |
     single: Rows = defaultdict(list)
     averaged: Rows = defaultdict(list)
     for seed, one in judged.items():
-        for judgment in first_judgments(one.judgments).values():
+        for judgment in one.by_comparison.values():
             prompt = one.prompts.get(judgment.comparison_id, judgment.comparison_id)
             for row, other in both_orders(judgment):
                 p, q = row["p"], other["p"]
@@ -279,7 +295,7 @@ def _principles(judged: Mapping[int, _Judged], estimator: Estimator) -> Iterator
     margins: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
     hits: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
     for seed, one in judged.items():
-        for judgment in first_judgments(one.judgments).values():
+        for judgment in one.by_comparison.values():
             for principle, (i, j), p in principle_verdicts(judgment):
                 key = (judgment.comparison_id, i, j)
                 margins[principle][seed].append((one.prompt(key), abs(p - 0.5)))

@@ -1,18 +1,19 @@
 """Stage label: a labeler judges the comparisons; this is the only place that decides between RLHF and RLAIF."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.errors import LabelerError
+from cai.labelers.aggregate import Aggregate, check_aggregate, labels_of, preference_from
 from cai.labelers.base import Labeler
-from cai.labelers.feedback import own_pairs, preference_of
+from cai.labelers.feedback import own_pairs
 from cai.labelers.journaled import label_journaled
 from cai.labelers.statistics import (
     between_people,
     by_principle,
-    first_judgments,
+    injected,
     position,
     served,
     unanswered,
@@ -31,15 +32,18 @@ class Label:
     """Writes judgments.jsonl (Judgment), preferences.jsonl (Preference), label.json and, where a judge was asked
     questions that it gave no answer to, failed.jsonl (a row per question, with the reason).
 
-    The first judgment of a comparison is its label; judgments of further people measure agreement. An abstention gives
-    no preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them;
+    A comparison may have several judgments, by different people. All are kept, they measure agreement, and `aggregate`
+    (`cai.labelers.aggregate`) makes its label of them: the first, the majority or the mean. An abstention gives no
+    preference. `scorer` measures the labels against its `gold` column, where it has one, and changes none of them;
     where the responses have noise levels, also whether gold falls with noise (`noise`).
     """
 
     version: ClassVar[int] = 3
 
-    def __init__(self, *, labeler: Labeler, scorer: Scorer | None = None) -> None:
+    def __init__(self, *, labeler: Labeler, scorer: Scorer | None = None, aggregate: Aggregate = "first") -> None:
+        check_aggregate(aggregate)
         self._labeler = labeler
+        self._aggregate: Aggregate = aggregate
         self._scorer = scorer
 
     def texts(self) -> dict[str, str]:
@@ -50,16 +54,20 @@ class Label:
         """Input `sample`. Raises LabelerError when every comparison is an abstention."""
         comparisons = read_records(inputs["sample"] / "comparisons.jsonl", Comparison)
         judgments = label_journaled(self._labeler, comparisons, output / "judgments.journal", title="label")
-        labels = first_judgments(judgments)
-        summary = self._summary(comparisons, judgments, labels)
+        found = labels_of(judgments, self._aggregate)
+        labels = found.by_comparison
+        summary = self._summary(comparisons, judgments, labels) | {"num_tied": found.num_tied}
         if comparisons and summary["num_abstained"] == len(comparisons):
             reasons = ", ".join(f"{reason}: {number}" for reason, number in summary["abstained"].items())
             raise LabelerError(
                 f"labeler {self._labeler.name!r} abstained from all {len(comparisons)} comparisons ({reasons}); "
                 f"there is nothing to train a reward model on. What it said: {output / 'judgments.journal'}"
             )
+        given: dict[str, list[Judgment]] = defaultdict(list)
+        for judgment in judgments:
+            given[judgment.comparison_id].append(judgment)
         preferences = [
-            preference_of(comparison, labels[comparison.id])
+            preference_from(comparison, given[comparison.id], labels[comparison.id])
             for comparison in comparisons
             if labels[comparison.id].pairs
         ]
@@ -78,8 +86,11 @@ class Label:
         ladder = None if gold is None else monotonicity(comparisons, gold)
         return {
             "labeler": self._labeler.name,
+            "labelers": dict(sorted(Counter(judgment.labeler for judgment in judgments).items())),
+            "aggregate": self._aggregate,
             "num_comparisons": len(comparisons),
             "num_judgments": len(judgments),
+            "num_judgments_each": _sizes(judgments),
             **verdicts(labels.values()),
             "num_pairs_without_label": _num_without_label(comparisons, labels),
             "position": position(judgments),
@@ -88,6 +99,7 @@ class Label:
             **({} if ladder is None else {"noise": ladder}),
             "principles": dict(sorted(principles.items())),
             "by_principle": by_principle(labels.values(), gold),
+            "injected": injected(judgments),
             "served": served(judgments),
             "people": dict(sorted(Counter(judgment.person for judgment in judgments if judgment.person).items())),
         }
@@ -105,6 +117,12 @@ class Label:
         return {comparison.id: [next(scores) for _ in comparison.responses] for comparison in comparisons}
 
 
+def _sizes(judgments: Sequence[Judgment]) -> dict[str, int]:
+    """How many comparisons have how many judgments."""
+    each = Counter(judgment.comparison_id for judgment in judgments)
+    return {str(size): number for size, number in sorted(Counter(each.values()).items())}
+
+
 def _num_without_label(comparisons: Sequence[Comparison], labels: Mapping[str, Judgment]) -> int:
     """Pairs of the comparisons that were judged which got no label: tied, undecided or ill-formed."""
     judged = [comparison for comparison in comparisons if labels[comparison.id].pairs]
@@ -118,6 +136,8 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, float]:
         "num_judgments": summary["num_judgments"],
         "num_abstained": summary["num_abstained"],
         "num_neutralised": summary["num_neutralised"] or None,
+        "num_tied": summary["num_tied"] or None,
+        "num_flipped": summary["injected"]["num_flipped"] if summary["injected"] else None,
         "mean_distance": summary["mean_distance"],
         "same_position": summary["position"]["same_position"],
         "agreement": summary["between_people"]["agreement"],
