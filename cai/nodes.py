@@ -9,9 +9,11 @@ costs milliseconds.
 
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from cai.errors import CaiError, ConfigError, unknown
@@ -42,6 +44,8 @@ def signature(target: str) -> dict[str, inspect.Parameter]:
 
 def _locate(target: str, key: str) -> Callable[..., object]:
     module_name, _, name = str(target).rpartition(".")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # files of the user's own, after everything that is installed
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:

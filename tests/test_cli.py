@@ -292,7 +292,7 @@ def test_killed_run_goes_on(project: Path) -> None:
         ("sed=1", "sed: unknown key 'sed'; did you mean 'seed'? Allowed: arms,"),
         ("seed=one", "seed: Value 'one' of type 'str' could not be converted to Integer"),
         ("seed=-1", "seed: must be 0 or more, got -1"),
-        ("labeler=simulted", "labeler: unknown option 'simulted'; did you mean 'simulated'? Allowed: ai, simulated"),
+        ("labeler=simulted", "labeler: unknown option 'simulted'; did you mean 'simulated'? Allowed: ai,"),
         ("labler=ai", "labler: unknown key 'labler'; did you mean 'labeler'? Allowed: arms,"),
         ("experiment=nothing", "experiment: unknown option 'nothing'"),
         ("revise.facto=1", "revise.facto: unknown key 'facto'; did you mean 'factor'? Allowed: _target_, factor"),
@@ -339,10 +339,39 @@ def test_a_mistake_in_the_last_arm_shows_before_the_first_runs(
     assert not (project / "store").exists()
 
 
-def test_an_override_that_an_arm_would_replace_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["labeler=third", "labeler.who=x"], {"rlhf": "label:simulated", "rlaif": "label:ai", "third": "label:x"}),
+        (["labeler=ai"], {"rlhf": "label:simulated", "rlaif": "label:ai"}),
+        (["labeler=ai", "labeler.who=x"], {"rlhf": "label:simulated", "rlaif": "label:ai", "ai": "label:x"}),
+    ],
+)
+def test_a_choice_that_every_arm_makes_otherwise_is_an_arm_of_its_own(
+    project: Path, asked: list[str], expected: dict[str, str]
+) -> None:
+    """`cai run experiment=demo labeler=mixed` compares three."""
+    (project / "conf/labeler/third.yaml").write_text("who: third\n")
     echo_experiment(project, {"rlhf": ["labeler=simulated"], "rlaif": ["labeler=ai"]})
-    assert cli.main(["run", "experiment=both", "labeler=simulated"]) == 2
-    assert "cai: arm rlaif: labeler=simulated has no effect, since this arm has labeler=ai" in capsys.readouterr().err
+    assert cli.main(["run", "experiment=both", "name=three", *asked]) == 0
+    folder = project / "runs" / "three"
+    found, wins = {}, 0
+    for path in folder.glob("*/run.json"):
+        stages = read(path)["stages"]
+        found[path.parent.name] = (Path(stages["label"]["path"]) / "echo.txt").read_text().split("(")[0]
+        wins += sum("win_rate_over" in name for name in stages)
+    assert found == expected
+    assert wins == len(expected) * (len(expected) - 1) / 2, "every two arms meet"
+
+
+def test_an_override_that_an_arm_would_replace_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    echo_experiment(project, {"a": ["labeler=simulated"], "b": ["revise.word=x"]})
+    for asked, message in (
+        ("labeler=ai", "arm a: labeler=ai has no effect, since this arm has labeler=simulated"),
+        ("revise.word=y", "arm b: revise.word=y has no effect, since this arm has revise.word=x"),
+    ):
+        assert cli.main(["run", "experiment=both", asked]) == 2
+        assert f"cai: {message}; change the arm's own list\n" == capsys.readouterr().err
     assert not (project / "store").exists()
 
 

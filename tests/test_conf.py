@@ -24,13 +24,15 @@ NEEDED = {
     "data=hh": ["data.source.path=hh.jsonl"],
     "data=recorded": ["data.source.path=records"],
     "labeler=recorded": ["labeler.path=records"],
+    "labeler=custom": ["labeler._target_=own_labeler.Own"],
     "experiment=recorded": HH,
 }
 
 
 @pytest.fixture(autouse=True)
 def files(workdir: Path) -> None:
-    """What NEEDED names: a file of dialogues, a folder of records, and one that could be a model's."""
+    """What NEEDED names: a file of dialogues, a folder of records, one that could be a model's, and a labeler."""
+    (workdir / "own_labeler.py").write_text("class Own:\n    pass\n")
     (workdir / "hh.jsonl").write_text("")
     (workdir / "records").mkdir()
     (workdir / "model").mkdir()

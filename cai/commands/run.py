@@ -73,28 +73,43 @@ def _prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepar
     """The arms, or the single run, of a command: all composed and built, so that a mistake in the last arm shows before
     the first one runs.
     """
-    commands = [(arm, [*overrides, *more]) for arm, more in settings.arms.items()]
-    if not commands:
+    if not settings.arms:
         return [_prepare_one(None, overrides, settings)]
     arms = []
-    for arm, command in commands:
+    for arm, command in _commands(overrides, settings.arms).items():
         try:
-            _check_arm(overrides, settings.arms[arm])
+            _check_arm(overrides, command)
             arms.append(_prepare_one(arm, overrides, config.compose(command)))
         except CaiError as error:
             raise type(error)(f"arm {arm}: {error}") from None
     return arms
 
 
-def _check_arm(overrides: Sequence[str], own: Sequence[str]) -> None:
+def _commands(overrides: Sequence[str], arms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The overrides of every arm. When all arms set one key (the demo's: `labeler`) and the command chooses for it what
+    none of them has, that is an arm of its own, called by what it chose, and `labeler.agreement=...` belongs to it.
+    """
+    keys = set.intersection(*({item.partition("=")[0] for item in own} for own in arms.values()))
+    for choice in overrides:
+        key, _, value = choice.partition("=")
+        if key not in keys:
+            continue
+        own = [o for o in overrides if o == choice or o.lstrip("+~").startswith((f"{key}.", f"{key}@{key}."))]
+        rest = [o for o in overrides if o not in own]
+        found = {arm: [*rest, *more] for arm, more in arms.items()}
+        if len(own) > 1 or not any(choice in more for more in arms.values()):
+            found[value] = list(overrides)
+        return found
+    return {arm: [*overrides, *more] for arm, more in arms.items()}
+
+
+def _check_arm(overrides: Sequence[str], command: Sequence[str]) -> None:
     """Raise ConfigError where an arm would replace what was asked for, in silence."""
-    asked = {override.partition("=")[0]: override for override in overrides}
-    for item in own:
-        key, _, value = item.partition("=")
-        if key in asked and asked[key] != item:
-            raise ConfigError(
-                f"{asked[key]} has no effect, since this arm has {key}={value}; change the arm's own list"
-            )
+    last = {item.partition("=")[0]: item for item in command}
+    for asked in overrides:
+        item = last.get(asked.partition("=")[0], asked)
+        if item != asked and asked in command:
+            raise ConfigError(f"{asked} has no effect, since this arm has {item}; change the arm's own list")
 
 
 def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Settings) -> Prepared:
