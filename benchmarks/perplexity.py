@@ -10,30 +10,15 @@ documents, 95 %.
 import argparse
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
+from cai.evaluation_sets.perplexity import HELD_OUT
 from cai.models.digest import model_digest
 from cai.models.loading import load_causal_lm
-from cai.models.pretraining import pad
+from cai.models.perplexity import losses
 from cai.records import write_json
-from cai.sandbox.source import EncodedDocument, SandboxSource
-
-SEED = "held-out-perplexity"  # training draws documents under names of the form seed-rank-chunk
-
-
-@torch.no_grad()
-def losses(model: Any, documents: list[EncodedDocument], batch: int = 64) -> np.ndarray:
-    """Weighted sums of -log p in nats, and of weights, by document: (len(documents), 2)."""
-    found = []
-    for start in range(0, len(documents), batch):
-        rows = documents[start : start + batch]
-        ids, weights = pad([d.ids for d in rows], 0, torch.long), pad([d.weights for d in rows], 0.0, torch.float32)
-        logp = model(input_ids=ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
-        found.append(torch.stack([-(logp * weights[:, 1:]).sum(1), weights[:, 1:].sum(1)], dim=1).double().numpy())
-    return np.concatenate(found)
+from cai.sandbox.source import SandboxSource
 
 
 def perplexity(sums: np.ndarray, draws: int = 2000) -> dict[str, float]:
@@ -52,11 +37,11 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, default=100_000, help="size of the held-out text (%(default)s)")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
-    documents = sorted(SandboxSource().documents(SEED, 1.0, args.num_tokens), key=lambda d: len(d.ids))
+    documents = sorted(SandboxSource().documents(HELD_OUT, 1.0, args.num_tokens), key=lambda d: len(d.ids))
     kinds = sorted({d.kind for d in documents})
     figures = {}
     for path in args.models:
-        sums = losses(load_causal_lm(path), documents)
+        sums = np.array(losses(load_causal_lm(path), documents))
         own = {kind: perplexity(sums[[d.kind == kind for d in documents]]) for kind in kinds}
         figures[path] = {"model_digest": model_digest(path), "all": perplexity(sums), "by_kind": own}
         print(path)

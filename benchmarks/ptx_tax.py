@@ -12,10 +12,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from perplexity import SEED, losses, perplexity
+import numpy as np
+from perplexity import perplexity
 from recipe_runs import recipe_run
 
+from cai.evaluation_sets.perplexity import HELD_OUT
 from cai.models.loading import load_causal_lm
+from cai.models.perplexity import losses
 from cai.records import read_json, write_json
 from cai.sandbox.source import EncodedDocument, SandboxSource
 
@@ -31,7 +34,8 @@ def figures(seed: int, gamma: float, documents: list[EncodedDocument], args: arg
     means = read_json(stages["evaluate_policy"] / "summary.json")["all"]
     found: dict[str, Any] = {name: means[name]["mean"] for name in COLUMNS}
     for name, stage in (("perplexity", "rl"), ("perplexity_sl_cai", "sft")):
-        found[name] = perplexity(losses(load_causal_lm(stages[stage] / "model"), documents))["perplexity"]
+        sums = np.array(losses(load_causal_lm(stages[stage] / "model"), documents))
+        found[name] = perplexity(sums)["perplexity"]
     return found
 
 
@@ -45,7 +49,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     parser.add_argument("overrides", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
-    documents = sorted(SandboxSource().documents(SEED, 1.0, args.num_tokens), key=lambda d: len(d.ids))
+    documents = sorted(SandboxSource().documents(HELD_OUT, 1.0, args.num_tokens), key=lambda d: len(d.ids))
     gammas = [float(gamma) for gamma in args.gammas.split(",")]
     seeds = [int(seed) for seed in args.seeds.split(",")]
     found = {gamma: [figures(seed, gamma, documents, args) for seed in seeds] for gamma in gammas}

@@ -78,6 +78,7 @@ class Settings:
     rl: Any = None
     evaluate: Any = None
     win_rate: Any = None
+    evaluation_sets: Any = None
 
     def check(self) -> None:
         """Rules between keys that types cannot say."""

@@ -6,7 +6,7 @@ rounding, and through it single tokens, but not what the output means; run.json 
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Final
@@ -18,28 +18,34 @@ from cai.records import fingerprint
 from cai.stages.base import Stage
 from cai.store import Entry, Store
 
-__all__ = ["RECIPE", "Planned", "Step", "plan", "plan_fingerprint", "run_step", "run_steps", "summary"]
+__all__ = ["RECIPE", "Planned", "Step", "chosen", "plan", "plan_fingerprint", "run_step", "run_steps", "summary"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a run: its name, the configuration key of its stage, and which step feeds each of its inputs."""
+    """One step of a run: its name, the configuration key of its stage, and which step feeds each of its inputs. An
+    `optional` one is left out where its stage is not configured.
+    """
 
     name: str
     key: str
     inputs: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = False
 
 
 # Read it from top to bottom: this is Constitutional AI (Bai et al. 2022b) with the labeler left open.
 RECIPE: Final[tuple[Step, ...]] = (
     Step("pretrain", "pretrain"),
+    Step("sets_base", "evaluation_sets", optional=True),  # first, so that a mistake in a set shows before any training
     Step("data", "data"),
     Step("revise", "revise", {"data": "data"}),
     Step("sft", "sft", {"revise": "revise"}),
+    Step("sets_sl_cai", "evaluation_sets", {"model": "sft"}, optional=True),
     Step("sample", "sample", {"data": "data", "sft": "sft"}),
     Step("label", "label", {"data": "data", "sample": "sample"}),
     Step("reward", "reward", {"data": "data", "sft": "sft", "label": "label"}),
     Step("rl", "rl", {"data": "data", "sft": "sft", "label": "label", "reward": "reward"}),
+    Step("sets_policy", "evaluation_sets", {"model": "rl"}, optional=True),
     Step("evaluate_base", "evaluate", {"data": "data", "reference": "sft"}),
     Step("evaluate_sl_cai", "evaluate", {"data": "data", "reference": "sft", "model": "sft"}),
     Step("evaluate_policy", "evaluate", {"data": "data", "reference": "sft", "model": "rl", "reward": "reward"}),
@@ -59,26 +65,31 @@ class Planned:
     texts: Mapping[str, str]
 
 
-def plan(names: Sequence[str], nodes: Mapping[str, Mapping[str, object]], stages: Mapping[str, Stage]) -> list[Planned]:
-    """The named steps in the order of the recipe, with the stages and settings of their keys.
+def chosen(names: Sequence[str], keys: Collection[str]) -> list[Step]:
+    """The named steps in the order of the recipe, without optional ones whose stage is not among the configured `keys`.
 
-    Reads every text that a stage depends on, so that a missing file is found before anything runs. Raises ConfigError
-    for an unknown step, or one whose input is not made by another named step.
+    Raises ConfigError for an unknown step, for one whose input is not made by another named step, and for none.
     """
     known = [step.name for step in RECIPE]
     for name in names:
         if name not in known:
             raise ConfigError(f"steps: {unknown('step', name, known)}")
-    planned = []
-    for step in RECIPE:
-        if step.name not in names:
-            continue
+    steps = [step for step in RECIPE if step.name in names and (step.key in keys or not step.optional)]
+    for step in steps:
         for name in step.inputs.values():
             if name not in names:
                 raise ConfigError(f"steps: {step.name!r} needs {name!r}, which is not among {', '.join(names)}")
-        stage = stages[step.key]
-        planned.append(Planned(step, stage, nodes[step.key], stage.texts()))
-    return planned
+    if not steps:
+        raise ConfigError(f"steps: nothing to do, since no stage is configured for {', '.join(names)}")
+    return steps
+
+
+def plan(names: Sequence[str], nodes: Mapping[str, Mapping[str, object]], stages: Mapping[str, Stage]) -> list[Planned]:
+    """The chosen steps, with the stages and settings of their keys.
+
+    Reads every text that a stage depends on, so that a missing file is found before anything runs.
+    """
+    return [Planned(step, stages[step.key], nodes[step.key], stages[step.key].texts()) for step in chosen(names, nodes)]
 
 
 def run_step(planned: Planned, inputs: Mapping[str, Entry], store: Store) -> Entry:

@@ -314,7 +314,7 @@ def test_killed_run_goes_on(project: Path) -> None:
         ("constitution=${sed}", "constitution: Interpolation key 'sed' not found"),
         ("steps=[data,revize]", "steps: unknown step 'revize'; did you mean 'revise'?"),
         ("steps=[revise]", "steps: 'revise' needs 'data'"),
-        ("steps=[data,sft]", "sft: no such part in this configuration"),
+        ("steps=[data,revise,sft]", "sft: no such part in this configuration"),
         ("model.pth=x", "model.pth: unknown key 'pth'; did you mean 'path'?"),
         ("num_threads=0", "num_threads: must be 1 or more, or null, got 0"),
         ("+arms.one=['seed=1']", "arms: needs two arms or more to compare (or none), got one"),

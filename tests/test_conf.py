@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from cai import cli, config
+from cai.errors import ConfigError
 from cai.nodes import signature
 from cai.paths import packaged
-from cai.pipeline import RECIPE, plan
+from cai.pipeline import chosen, plan
 
 CONF = packaged("conf")
 PRESETS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
-GROUPS = ("model", "engine", "data", "labeler", "rl")
+GROUPS = ("model", "engine", "data", "labeler", "rl", "evaluation_sets")
 # What a preset leaves for the user to say, as a test says it.
 HH = ["data=hh", "data.source.path=hh.jsonl"]
 NEEDED = {
@@ -26,6 +27,11 @@ NEEDED = {
     "labeler=recorded": ["labeler.path=records"],
     "labeler=custom": ["labeler._target_=own_labeler.Own"],
     "experiment=recorded": HH,
+    "evaluation_sets=perplexity": ["evaluation_sets.sets.perplexity.documents.path=hh.jsonl"],
+    **{
+        f"evaluation_sets={name}": [f"evaluation_sets.sets.{name}.path=hh.jsonl"]
+        for name in ("hhh", "over_refusal", "crows_pairs", "winogender")
+    },
 }
 
 
@@ -48,7 +54,7 @@ def choices() -> list[str]:
 
 
 def build(settings: config.Settings) -> dict[str, Any]:
-    keys = [step.key for step in RECIPE if step.name in settings.steps]
+    keys = [step.key for step in chosen(settings.steps, settings.nodes())]
     return config.build(settings, keys)
 
 
@@ -56,7 +62,7 @@ def build(settings: config.Settings) -> dict[str, Any]:
 def test_every_preset_composes_and_builds(choice: str) -> None:
     settings = config.compose([choice, *NEEDED.get(choice, [])])
     stages = build(settings)
-    assert set(stages) == {step.key for step in RECIPE if step.name in settings.steps}
+    assert set(stages) == {step.key for step in chosen(settings.steps, settings.nodes())}
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -65,7 +71,8 @@ def test_every_arm_of_every_experiment_composes_and_plans(experiment: str) -> No
     settings = config.compose(overrides)
     for arm in settings.arms.values() or [[]]:
         armed = config.compose([*overrides, *arm])
-        assert [p.step.name for p in plan(armed.steps, armed.nodes(), build(armed))] == armed.steps
+        names = [name for name in armed.steps if not name.startswith("sets_")]  # there are none by default
+        assert [p.step.name for p in plan(armed.steps, armed.nodes(), build(armed))] == names
 
 
 def test_every_preset_is_known_to_this_file() -> None:
@@ -87,6 +94,19 @@ def test_the_arms_of_the_demo_differ_in_the_labeler_alone() -> None:
     assert changed == {"labeler", "label"}
     assert {k for k, v in rlhf.label.items() if v != rlaif.label[k]} == {"labeler"}
     assert rlhf.label["labeler"] == rlhf.labeler and rlaif.label["labeler"] == rlaif.labeler
+
+
+def test_evaluation_sets_are_put_to_every_model_once_there_are_some() -> None:
+    """Several presets make one stage; without any, the steps of that stage are left out."""
+    two = ["evaluation_sets=[hhh,sandbox]", *NEEDED["evaluation_sets=hhh"]]
+    settings = config.compose(two)
+    assert list(settings.evaluation_sets["sets"]) == ["hhh", "pretraining"]
+    names = [step.name for step in chosen(settings.steps, settings.nodes())]
+    assert names == settings.steps and names[0] == "sets_base" and {"sets_sl_cai", "sets_policy"} < set(names)
+    without = config.compose([])
+    assert not any(step.name.startswith("sets_") for step in chosen(without.steps, without.nodes()))
+    with pytest.raises(ConfigError, match="steps: nothing to do, since no stage is configured for sets_base"):
+        chosen(["sets_base"], without.nodes())
 
 
 def test_the_judge_of_win_rates_does_not_follow_the_labeler() -> None:

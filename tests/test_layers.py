@@ -29,7 +29,7 @@ LAYERS = (
     ("cai.prompts", "cai.prompt_settings"),
     ("cai.models", "cai.sandbox"),
     ("cai.engines", "cai.rl"),
-    ("cai.labelers",),
+    ("cai.labelers", "cai.evaluation_sets"),
     ("cai.stages",),
     ("cai.store", "cai.report", "cai.nodes"),
     ("cai.pipeline", "cai.config"),

@@ -113,7 +113,7 @@ def _check_arm(overrides: Sequence[str], command: Sequence[str]) -> None:
 
 
 def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Settings) -> Prepared:
-    keys = list(dict.fromkeys(step.key for step in pipeline.RECIPE if step.name in settings.steps))
+    keys = list(dict.fromkeys(step.key for step in pipeline.chosen(settings.steps, settings.nodes())))
     stages = config.build(settings, keys)
     texts = _texts(settings, keys)
     steps = pipeline.plan(settings.steps, settings.nodes(), stages)

@@ -1,4 +1,4 @@
-"""The rows of a dataset file, whatever its kind: JSONL, JSON, CSV, Parquet; all but Parquet may be gzipped.
+"""The rows of a dataset file, whatever its kind: JSONL, JSON, CSV, TSV, Parquet; all but Parquet may be gzipped.
 
 A row that cannot be read is given as `Unusable`, with its number: to leave it out or to stop is for others to decide.
 """
@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, Literal, cast
 
 from cai.codec import shown
 from cai.errors import DataError
@@ -34,13 +34,13 @@ class Unusable(Exception):
 def read_file(path: Path) -> Iterator[tuple[int, Row | Unusable]]:
     """(number, row) of every row that is not blank. The number is the line of JSONL, else counts rows from 1.
 
-    The name says the kind (.jsonl, .json, .csv, .parquet; JSONL for any other), the first bytes whether it is gzipped.
-    Raises DataError for a file that cannot be read as a whole.
+    The name says the kind (.jsonl, .json, .csv, .tsv, .parquet; JSONL for any other), the first bytes whether it is
+    gzipped. Raises DataError for a file that cannot be read as a whole.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
-    readers = {".csv": _csv_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+    readers = {".csv": _csv_rows, ".tsv": _tsv_rows, ".json": _json_rows, ".parquet": _parquet_rows}
     try:
         yield from readers.get(kind, _jsonl_rows)(path)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
@@ -75,10 +75,17 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row | Unusable]]:
         yield number, _object(row)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Unusable]]:
+def _tsv_rows(path: Path) -> Iterator[tuple[int, Row | Unusable]]:
+    """Cells between tabs, as they stand: a quotation mark means nothing."""
+    return _csv_rows(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _csv_rows(
+    path: Path, delimiter: str = ",", quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> Iterator[tuple[int, Row | Unusable]]:
     csv.field_size_limit(_MAX_CELL)
     with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text)
+        rows = csv.reader(text, delimiter=delimiter, quoting=quoting)
         names = next(rows, [])
         if len(set(names)) < len(names) or not names:
             raise DataError(f"{path}:1: the first line must name the columns, each once, got {shown(names)}")

@@ -77,6 +77,7 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
         differences=_difference_rows(report, main),
         subtitle=_subtitle(report),
         costs=_cost_groups(report),
+        set_groups={s.name: list(dict.fromkeys(g for own in s.groups.values() for g in own)) for s in report.sets},
         rated={name for rating in report.ratings for name in (rating.reference, *rating.elo)},
         glyphs=GLYPHS,
         label_counts=_label_counts(report),

@@ -16,6 +16,8 @@ __all__ = [
     "Difference",
     "Measures",
     "column_of",
+    "columns_of",
+    "compared",
     "declared_metrics",
     "measure",
 ]
@@ -66,7 +68,7 @@ KNOWN: Final = {
     )
 }
 PRIMARY: Final = ("harmful_compliance", "helpful")
-_NO_COLUMNS: Final = {"prompt_id", "response_id", "logp", "logp_reference", "num_tokens"}
+_NO_COLUMNS: Final = {"item", "group", "prompt_id", "response_id", "logp", "logp_reference", "num_tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def measure(policies: Sequence[Policy], bootstrap: Bootstrap, declared: Sequence
         for policy, by in tables.items()
     }
     differences: list[Difference] = []
-    for first, second in _compared(policies):
+    for first, second in compared(policies):
         a, b = tables[first.name], tables[second.name]
         tried = {
             n: bootstrap.difference(a[n], b[n], margin=MARGIN if n in rates else None)
@@ -182,7 +184,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return {n: [math.nan if row.get(n) is None else float(row[n]) for row in rows] for n in numeric}
 
 
-def _compared(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
+def compared(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
     """What is compared with what: each step of the recipe with the one before it, and the arms with each other."""
     pairs = []
     for earlier, later in (("base", "sl_cai"), ("sl_cai", "policy")):

@@ -15,6 +15,7 @@ from cai.report.ratings import Ratings, ratings
 from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
 from cai.report.runs import Policy, Run, policies_of, read_runs
 from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
+from cai.report.sets import SetResult, set_results
 from cai.report.statistics import Bootstrap
 from cai.report.training import (
     Cost,
@@ -50,6 +51,7 @@ class Report:
     measures: Measures
     win_rates: tuple[WinRate, ...]
     ratings: tuple[Ratings, ...]
+    sets: tuple[SetResult, ...]
     labels: Labels | None
     ladders: dict[str, list[Curve]]
     reward_models: tuple[RewardModel, ...]
@@ -109,6 +111,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         measures=measures,
         win_rates=tuple(rates),
         ratings=tuple(ratings(met, policies, bootstrap)),
+        sets=tuple(set_results(policies, bootstrap)),
         labels=labels,
         ladders=noise_ladders(runs, series),
         reward_models=tuple(rewards),
@@ -235,6 +238,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "measures": to_json(report.measures),
         "win_rates": [to_json(r) for r in report.win_rates],
         "ratings": [to_json(r) for r in report.ratings],
+        "sets": [to_json(s) for s in report.sets],
         "labels": to_json(report.labels) if report.labels else None,
         "ladders": {t: [to_json(c) for c in lines] for t, lines in report.ladders.items()},
         "reward_models": [to_json(m) for m in report.reward_models],
