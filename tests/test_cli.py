@@ -208,7 +208,9 @@ def test_arms_run_one_after_the_other_and_meet(project: Path, capsys: pytest.Cap
     assert (folder / "report.html").read_text().splitlines() == [str(folder / "rlhf"), str(folder / "rlaif")]
     rlhf, rlaif = (read(folder / arm / "run.json") for arm in ("rlhf", "rlaif"))
     same = [n for n in rlaif["stages"] if rlaif["stages"][n]["fingerprint"] == rlhf["stages"][n]["fingerprint"]]
-    assert same == ["data", "revise", "sft", "sample", "evaluate_base", "evaluate_sl_cai"]
+    assert same == [
+        *("sets_base", "data", "revise", "sft", "sets_sl_cai", "sample", "evaluate_base", "evaluate_sl_cai")
+    ]
     assert all(rlaif["stages"][name]["cached"] for name in same)
     assert (rlhf["arm"], rlaif["arm"]) == ("rlhf", "rlaif")
     assert rlaif["command"] == ["cai", "run", "experiment=both"]
