@@ -35,6 +35,30 @@ def _constitution_import(args: argparse.Namespace) -> None:
     files.import_constitution(args.source, args.dest)
 
 
+def _constitution_test(args: argparse.Namespace) -> int:
+    from cai.commands import workbench
+
+    return workbench.test(args.name, args.overrides)
+
+
+def _constitution_preview(args: argparse.Namespace) -> int:
+    from cai.commands import workbench
+
+    return workbench.preview(args.name, args.prompt, args.num, args.overrides)
+
+
+def _constitution_diff(args: argparse.Namespace) -> int:
+    from cai.commands import workbench
+
+    return workbench.diff(args.old, args.new, args.run, args.overrides)
+
+
+def _constitution_lint(args: argparse.Namespace) -> int:
+    from cai.commands import workbench
+
+    return workbench.lint(args.name, args.run, args.comparisons, args.overrides)
+
+
 def _init(args: argparse.Namespace) -> None:
     from cai.commands import files
 
@@ -47,6 +71,25 @@ def _doctor(args: argparse.Namespace) -> None:
     doctor.doctor()
 
 
+def _add_workbench(add: Callable[..., argparse.ArgumentParser], group: object) -> None:
+    """What a constitution does, seen before anything is trained."""
+    test = add(group, "test", _constitution_test, "judge a constitution's own examples; exit 1 when one fails")
+    preview = add(group, "preview", _constitution_preview, "show responses, critiques, revisions and labels")
+    diff = add(group, "diff", _constitution_diff, "show what an edit changes before anything is trained")
+    lint = add(group, "lint", _constitution_lint, "show doubles, idle principles and contradictions")
+    diff.add_argument("old", metavar="OLD", help="a name or a path")
+    diff.add_argument("new", metavar="NEW")
+    for command in (test, preview, lint):
+        command.add_argument("name", metavar="NAME", help="a name or a path")
+    for command in (diff, lint):
+        command.add_argument("--run", metavar="RUN", help="a run folder: its settings, and the comparisons it labelled")
+    preview.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="one of your own (repeatable)")
+    preview.add_argument("--num", type=int, default=4, metavar="N", help="prompts of the data (%(default)s)")
+    lint.add_argument("--comparisons", type=int, default=200, metavar="N", help="pairs to judge (%(default)s)")
+    for command in (test, preview, diff, lint):
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for cai run")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cai", description=cai.__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -54,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(
         group: "argparse._SubParsersAction[argparse.ArgumentParser]",
         name: str,
-        action: Callable[[argparse.Namespace], None],
+        action: Callable[[argparse.Namespace], int | None],
         text: str,
         epilog: str = "",
     ) -> argparse.ArgumentParser:
@@ -72,13 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
     command.add_argument("--output", default="comparison", metavar="DIR", help="where report.html goes (%(default)s)")
 
-    command = commands.add_parser("constitution", help="check a constitution, or import a published one")
+    command = commands.add_parser("constitution", help="check, test, preview, compare and import constitutions")
     group = command.add_subparsers(metavar="COMMAND", required=True)
     command = add(group, "check", _constitution_check, "report every problem of constitution files")
     command.add_argument("names", nargs="*", metavar="NAME", help="a name or a path (all that are found, if none)")
     command = add(group, "import", _constitution_import, "turn a published JSON constitution into YAML")
     command.add_argument("source", metavar="SRC", help="a JSON file")
     command.add_argument("dest", metavar="DEST", help="the YAML file to write")
+
+    _add_workbench(add, group)
 
     command = add(commands, "init", _init, "copy conf/, constitutions/ and prompts/ to edit")
     command.add_argument("dir", metavar="DIR")
@@ -95,7 +140,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 2 after a mistake of the user's (one line on stderr says which)."""
+    """Run one command; 0 when it went well, 1 when what it tested fails, 2 after a mistake of the user's (one line on
+    stderr says which).
+    """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no overrides behind -m; Hydra's users put them there.
@@ -104,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         arguments.overrides += rest
     try:
-        arguments.action(arguments)
+        return arguments.action(arguments) or 0
     except CaiError as error:
         if os.environ.get("CAI_TRACEBACK"):
             raise
@@ -113,4 +160,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cai: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0

@@ -36,7 +36,17 @@ from cai.models.digest import check_scorable
 from cai.nodes import check_node
 from cai.paths import PACKAGE, folders, packaged
 
-__all__ = ["ModelSettings", "Settings", "build", "compose", "run_name", "sweep", "sweep_plan"]
+__all__ = [
+    "ModelSettings",
+    "Settings",
+    "build",
+    "compose",
+    "limit_threads",
+    "quoted",
+    "run_name",
+    "sweep",
+    "sweep_plan",
+]
 
 
 @dataclass
@@ -166,6 +176,12 @@ def build(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
     return built
 
 
+def limit_threads(settings: Settings) -> None:
+    """Let torch use `num_threads` threads; it reads them when it is first imported, which is after this."""
+    if settings.num_threads:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(settings.num_threads)
+
+
 def run_name(overrides: Sequence[str]) -> str:
     """A folder name for a run: its experiment and whatever else was asked for, short, and the same every time.
 
@@ -233,7 +249,7 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], obj
         job(list(HydraConfig.get().overrides.task))
 
     run = hydra_main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")(task)
-    arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={_quoted(folder)}"]
+    arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={quoted(folder)}"]
     # FULL_ERROR: Hydra then raises, where it would print a traceback and leave the process
     before, sys.argv = sys.argv, arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -245,7 +261,7 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], obj
         sys.argv = before
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     """As a string of Hydra's override grammar, in which `=` and `,` mean something."""
     escaped = str(value).replace("'", "\\'")
     return f"'{escaped}'"

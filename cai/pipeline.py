@@ -18,7 +18,18 @@ from cai.records import fingerprint
 from cai.stages.base import Stage
 from cai.store import Entry, Store
 
-__all__ = ["RECIPE", "Planned", "Step", "chosen", "plan", "plan_fingerprint", "run_step", "run_steps", "summary"]
+__all__ = [
+    "RECIPE",
+    "Planned",
+    "Step",
+    "chosen",
+    "material",
+    "plan",
+    "plan_fingerprint",
+    "run_step",
+    "run_steps",
+    "summary",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +105,18 @@ def plan(names: Sequence[str], nodes: Mapping[str, Mapping[str, object]], stages
 
 def run_step(planned: Planned, inputs: Mapping[str, Entry], store: Store) -> Entry:
     """The output of one step, from the store or made now. `inputs` go by the stage's own names for them."""
-    material = _material(planned) | {"inputs": {name: entry.fingerprint for name, entry in inputs.items()}}
+    made_from = material(planned) | {"inputs": {name: entry.fingerprint for name, entry in inputs.items()}}
     folders = {name: entry.path for name, entry in inputs.items()}
-    return store.get(material, lambda output: planned.stage.run(folders, output), name=planned.step.key)
+    return store.get(made_from, lambda output: planned.stage.run(folders, output), name=planned.step.key)
 
 
 def plan_fingerprint(steps: Sequence[Planned]) -> str:
     """Of everything that decides the outputs of these steps, known before any of them runs."""
-    return fingerprint({planned.step.name: _material(planned) for planned in steps})
+    return fingerprint({planned.step.name: material(planned) for planned in steps})
 
 
-def _material(planned: Planned) -> dict[str, object]:
+def material(planned: Planned) -> dict[str, object]:
+    """What decides the output of a step, besides its inputs."""
     return {
         "version": planned.stage.version,
         "packages": {name: version(name) for name in _PACKAGES},

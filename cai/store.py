@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from cai.errors import StoreError
 from cai.records import digest_file, digest_folder, fingerprint, read_json, sync, write_json
 
-__all__ = ["Entry", "Store"]
+__all__ = ["Entry", "Store", "locked"]
 
 _MANIFEST: Final = "MANIFEST.json"
 _META: Final = "meta.json"
@@ -73,7 +73,7 @@ class Store:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"store {self.root}: cannot be written: {error.strerror}") from None
-        with _locked(folder.with_name(f"{key}.lock"), name):
+        with locked(folder.with_name(f"{key}.lock"), name):
             if folder.is_dir():  # made by the process that held the lock before us
                 return _entry(name, key, folder, cached=True)
             partial = folder.with_name(f"partial-{key}")
@@ -85,7 +85,7 @@ class Store:
 
 
 @contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
+def locked(path: Path, name: str) -> Iterator[None]:
     """Hold the lock `path`; say so on stderr when that means waiting for another process."""
     lock = FileLock(path)
     try:

@@ -233,7 +233,7 @@ def _arm_stages(
     base = _folder(root, "evaluate", seed, "sl_cai")
     return {
         "label": _label(root, seed, arm, labeler, [row["id"] for row in sampled]),
-        "reward": _reward(root, seed, arm, labeler, [row["id"] for row in sampled]),
+        "reward": _reward(root, seed, arm, labeler, [row["prompt"]["id"] for row in sampled]),
         "rl": _rl(root, seed, arm, num_updates, columns),
         "evaluate_policy": policy,
         "win_rate": _wins(root, seed, arm, policy, base),
@@ -327,7 +327,17 @@ def _wins(root: Path, seed: int, name: str, a: Path, b: Path) -> Path:
                      "winner": ("a" if p > 0.5 else "b") if consistent else "tie", "abstained": None,
                      "gold_a": gold[0], "gold_b": gold[1]})  # fmt: skip
     write_rows(folder / "wins.jsonl", rows)
+    write_rows(folder / "principles.jsonl", [own for row in rows for own in _by_principle(rng, row)])
     return folder
+
+
+def _by_principle(rng: np.random.Generator, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every principle's verdict: `gentle` is that of the judge, `honest` mostly too, `short` is against it."""
+    names = {"prompt_id": row["prompt_id"], "response_id": row["response_id"]}
+    p = row["p_a"]
+    noisy = p if rng.random() < 0.8 else 1 - p
+    verdicts = zip(PRINCIPLES, (p, noisy, 1 - p), strict=True)
+    return [{**names, "principle": n, "p_a": x} for n, x in verdicts]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,15 @@ def test_another_principle_changes_only_the_draws_that_it_wins() -> None:
     draws = [(before.draw(0, str(i), ())[0].id, after.draw(0, str(i), ())[0].id) for i in range(400)]
     assert all(new in (old, "p3") for old, new in draws)
     assert 50 < sum(new == "p3" for _, new in draws) < 150
+
+
+def test_an_edit_moves_no_draw_but_those_of_its_own_weight() -> None:
+    before, after = made(1, 2, 1), made(1, 1, 1)
+    reworded = replace(before, principles=tuple(replace(p, statement=f"new {p.id}") for p in before.principles))
+    drawn = [[c.draw(0, str(i), ())[0].id for i in range(400)] for c in (before, after, reworded)]
+    assert drawn[2] == drawn[0], "a draw goes by id and weight, not by text"
+    assert all(new == old or old == "p1" for old, new in zip(*drawn[:2], strict=True)), "p1 can only lose"
+    assert drawn[1] != drawn[0]
 
 
 def test_principles_apply_by_tag() -> None:

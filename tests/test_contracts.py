@@ -249,7 +249,7 @@ def test_the_text_stages_run_on_a_real_model_and_survive_cuts(base: Path, whole:
         "sample": {"comparisons.jsonl", "sample.json"},
         **{name: labels for name in ("label", "label_cot", "label_people")},
         "evaluate": {"responses.jsonl", "scores.jsonl", "summary.json"},
-        "win_rate": {"wins.jsonl", "win_rate.json"},
+        "win_rate": {"wins.jsonl", "principles.jsonl", "win_rate.json"},
     }
     # Floating point depends on a batch's company, so this is where a resume that plans other batches would show.
     for journal in sorted(whole.rglob("*.journal")):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from worlds import (
     FunctionEngine,
@@ -144,10 +145,28 @@ def test_wins_are_those_of_both_orders(data: Path, workdir: Path) -> None:
     assert rows[0]["p_a"] == rows[0]["p_a_shown_first"] == rows[0]["p_a_shown_second"] == pytest.approx(0.8)
     assert rows[-1]["p_a"] == 0.5 and rows[-1]["consistent"] is False
     assert (rows[0]["gold_a"], rows[0]["gold_b"]) == (1.0, 2.0)
+    judged = read_rows(workdir / "out" / "principles.jsonl")
+    assert [(r["response_id"], r["p_a"]) for r in judged] == [(r["response_id"], r["p_a"]) for r in rows]
+    assert {row["principle"] for row in judged} == {"kind", "brief", "safe"}, "one is drawn for each"
     summary = read_json(workdir / "out" / "win_rate.json")
     assert (summary["num_wins"], summary["num_losses"], summary["num_ties"]) == (12, 5, 3)
     assert facts["win_rate"] == pytest.approx((12 + 1.5) / 20)
     assert facts["gold_win_rate"] == pytest.approx((5 + 1.5) / 20)
+
+
+def test_every_principle_can_judge_every_pair(data: Path, workdir: Path) -> None:
+    """What each thinks by itself is kept: half of them may say the opposite of the other half."""
+    sides = {side: evaluated(workdir, side, [f"{side} text {i}" for i in range(20)]) for side in "ab"}
+    judge = ai_labeler(workdir, FunctionEngine(), num_principles="all")
+    run(WinRate(labeler=judge), {"data": data, **sides}, workdir / "out")
+    rows = {row["response_id"]: row for row in read_rows(workdir / "out" / "wins.jsonl")}
+    own: dict[str, dict[str, float]] = {}
+    for row in read_rows(workdir / "out" / "principles.jsonl"):
+        own.setdefault(row["response_id"], {})[row["principle"]] = row["p_a"]
+    assert {len(ps) for ps in own.values()} == {2, 3}, "three on the red team's prompts"
+    for name, ps in own.items():
+        weights = [2 if principle == "brief" else 1 for principle in ps]
+        assert np.average(list(ps.values()), weights=weights) == pytest.approx(rows[name]["p_a"])
 
 
 def test_a_judge_that_sees_positions_only_gives_ties(data: Path, workdir: Path) -> None:
@@ -165,6 +184,7 @@ def test_a_judge_without_orders_gives_probabilities_only(data: Path, workdir: Pa
     rows = read_rows(workdir / "out" / "wins.jsonl")
     assert {row["p_a"] for row in rows} == {0.0, 1.0} and {row["consistent"] for row in rows} == {None}
     assert read_json(workdir / "out" / "win_rate.json")["win_rate"] is None
+    assert read_rows(workdir / "out" / "principles.jsonl") == []
 
 
 def test_win_rate_goes_on_where_it_was_cut(data: Path, workdir: Path) -> None:

@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "cai").rglob("*.py"))
 
 # Lowest first. A module may import from its own row and from rows above it in this list, never from below.
 LAYERS = (
-    ("cai.types", "cai.errors", "cai.paths", "cai.progress"),
+    ("cai.types", "cai.errors", "cai.paths", "cai.progress", "cai.visible"),
     (
         "cai.records",
         "cai.codec",
@@ -33,6 +33,7 @@ LAYERS = (
     ("cai.stages",),
     ("cai.store", "cai.report", "cai.nodes"),
     ("cai.pipeline", "cai.config"),
+    ("cai.workbench",),
     ("cai.commands", "cai.cli", "cai.__main__"),
 )
 HEAVY = {
@@ -101,7 +102,7 @@ def test_imports_point_down() -> None:
 
 
 def test_foundations_are_standard_library_only() -> None:
-    for module in ("types", "errors", "paths"):
+    for module in ("types", "errors", "paths", "visible"):
         for name, _ in imports(ROOT / "cai" / f"{module}.py"):
             assert name.split(".")[0] in {"collections", "dataclasses", "difflib", "pathlib", "typing"}, (module, name)
 

@@ -5,7 +5,6 @@ texts that were used. Arms and jobs of a sweep are run folders of their own, sid
 report. `plan.json` says what a folder is of: the same command goes on in it, and after an edit gets a folder beside it.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -152,9 +151,7 @@ def _place(folder: Path, plan: str) -> Path:
 def _run(arms: Sequence[Prepared], folder: Path) -> list[Path]:
     """Run every arm, each in its folder below `folder` (a single run in `folder` itself); returns the run folders."""
     settings = arms[0].settings
-    if settings.num_threads:
-        # torch reads these when it is first imported, which is after this.
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(settings.num_threads)
+    config.limit_threads(settings)
     store = Store(Path(settings.store))
     folders = [folder / (arm.arm or "") for arm in arms]
     runs = [(arm, own, _run_arm(arm, own, store)) for arm, own in zip(arms, folders, strict=True)]

@@ -19,7 +19,7 @@ from cai.report.runs import Run, by_arm
 from cai.report.statistics import Bootstrap, Estimate, wilson
 from cai.types import Judgment, Pair
 
-__all__ = ["ArmLabels", "Labels", "Position", "PrincipleUse", "read_labels"]
+__all__ = ["ArmLabels", "Judged", "Labels", "Position", "judged_by_arm", "read_labels"]
 
 NUM_BARS: Final = 20  # of the histogram of label probabilities
 
@@ -44,16 +44,6 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class PrincipleUse:
-    """How often a principle decided, and how decidedly (mean distance of p from 1/2)."""
-
-    principle: str
-    num: int
-    margin: Estimate
-    gold: Estimate | None
-
-
-@dataclass(frozen=True, slots=True)
 class ArmLabels:
     """The labels of one arm over its seeds."""
 
@@ -70,7 +60,6 @@ class ArmLabels:
     people: Agreement | None
     ceiling: float | None
     position: Position | None
-    principles: tuple[PrincipleUse, ...]
     histogram: tuple[int, ...]
 
 
@@ -84,7 +73,7 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class Judged:
     """One arm in one seed: judgments, the prompt of each comparison, and what is known of gold: differences by pair
     from whoever labelled by gold, or else the (agreement, number of pairs) that the label stage counted itself.
     `by_comparison` are the labels.
@@ -102,13 +91,19 @@ class _Judged:
             for pair in own_pairs(judgment):
                 yield _key(judgment, pair), pair.p
 
+    def verdicts(self) -> Iterator[tuple[str, Key, float]]:
+        """(principle, pair, p of the pair's first response) of every principle that judged, each by itself."""
+        for judgment in self.by_comparison.values():
+            for principle, (i, j), p in principle_verdicts(judgment):
+                yield principle, (judgment.comparison_id, i, j), p
+
     def prompt(self, key: Key) -> str:
         """What the bootstrap resamples."""
         return self.prompts.get(key[0], key[0])
 
 
-def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
-    """What the label stages of all runs wrote; None when no run has labels."""
+def judged_by_arm(runs: Sequence[Run]) -> dict[str, dict[int, Judged]]:
+    """What the label stages wrote, by arm and seed."""
     labelled = [run for run in runs if "label" in run.outputs]
     judgments = {run.folder: run.outputs["label"].records("judgments.jsonl", Judgment) or [] for run in labelled}
     gold: dict[str, dict[Key, float]] = defaultdict(dict)
@@ -118,9 +113,9 @@ def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
         gold[sampled] |= _gold(run, judgments[run.folder])
         if sampled not in prompts:
             prompts[sampled] = _prompts(run)
-    arms = {
+    return {
         arm: {
-            run.seed: _Judged(
+            run.seed: Judged(
                 judgments[run.folder],
                 labels_of(judgments[run.folder], _aggregate(run)).by_comparison,
                 prompts[_sampled(run)],
@@ -131,6 +126,10 @@ def read_labels(runs: Sequence[Run], bootstrap: Bootstrap) -> Labels | None:
         }
         for arm, own in by_arm(labelled).items()
     }
+
+
+def read_labels(arms: Mapping[str, Mapping[int, Judged]], bootstrap: Bootstrap) -> Labels | None:
+    """The figures of the labels of every arm; None when no run has labels."""
     if not arms:
         return None
     estimator = Estimator(bootstrap, _prompts_by_seed(arms.values()))
@@ -156,7 +155,7 @@ def _prompts(run: Run) -> dict[str, str]:
     return {row["id"]: row["prompt"]["id"] for row in rows or ()}
 
 
-def _prompts_by_seed(arms: Iterable[Mapping[int, _Judged]]) -> dict[int, set[str]]:
+def _prompts_by_seed(arms: Iterable[Mapping[int, Judged]]) -> dict[int, set[str]]:
     found: dict[int, set[str]] = defaultdict(set)
     for judged in arms:
         for seed, one in judged.items():
@@ -195,7 +194,7 @@ def _key(judgment: Judgment, pair: Pair) -> Key:
 # --- one arm ----------------------------------------------------------------------------------------------------------
 
 
-def _arm(arm: str, judged: Mapping[int, _Judged], estimator: Estimator) -> ArmLabels:
+def _arm(arm: str, judged: Mapping[int, Judged], estimator: Estimator) -> ArmLabels:
     first = [j for one in judged.values() for j in one.by_comparison.values()]
     p = [pair.p for judgment in first for pair in judgment.pairs]
     abstained: dict[str, int] = defaultdict(int)
@@ -220,12 +219,11 @@ def _arm(arm: str, judged: Mapping[int, _Judged], estimator: Estimator) -> ArmLa
         people=people,
         ceiling=human_ceiling(people.raw.value) if people else None,
         position=_position(judged, estimator),
-        principles=tuple(_principles(judged, estimator)),
         histogram=_histogram(p),
     )
 
 
-def _against_gold(one: _Judged) -> Iterator[tuple[str, bool, bool]]:
+def _against_gold(one: Judged) -> Iterator[tuple[str, bool, bool]]:
     """(prompt, label prefers the first response, gold prefers it)."""
     for key, p in one.labels():
         difference = one.gold.get(key, 0.0)
@@ -244,7 +242,7 @@ def _counted_agreement(arm: str, counted: Mapping[int, tuple[float, int]]) -> Ag
     return Agreement(arm, "gold", raw, None, None)
 
 
-def _people(judged: Mapping[int, _Judged], estimator: Estimator) -> Agreement | None:
+def _people(judged: Mapping[int, Judged], estimator: Estimator) -> Agreement | None:
     """Agreement of the first two people who judged the same pair."""
     rows = {}
     for seed, one in judged.items():
@@ -258,7 +256,7 @@ def _people(judged: Mapping[int, _Judged], estimator: Estimator) -> Agreement | 
     return estimator.agreement("person", "person", rows)
 
 
-def _position(judged: Mapping[int, _Judged], estimator: Estimator) -> Position | None:
+def _position(judged: Mapping[int, Judged], estimator: Estimator) -> Position | None:
     same: Rows = defaultdict(list)
     shown: Rows = defaultdict(list)
     after: Rows = defaultdict(list)
@@ -290,23 +288,6 @@ def _right(p: float, should_prefer: bool) -> float:
     return 0.5 if p == 0.5 else float((p > 0.5) == should_prefer)
 
 
-def _principles(judged: Mapping[int, _Judged], estimator: Estimator) -> Iterator[PrincipleUse]:
-    """Each principle's own verdicts: its answers averaged over orders, before principles are averaged."""
-    margins: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-    hits: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-    for seed, one in judged.items():
-        for judgment in one.by_comparison.values():
-            for principle, (i, j), p in principle_verdicts(judgment):
-                key = (judgment.comparison_id, i, j)
-                margins[principle][seed].append((one.prompt(key), abs(p - 0.5)))
-                if one.gold.get(key, 0.0) != 0:
-                    hits[principle][seed].append((one.prompt(key), _right(p, one.gold[key] > 0)))
-    for principle in sorted(margins):
-        margin = estimator.mean(margins[principle])
-        if margin is not None:
-            yield PrincipleUse(principle, margin.num, margin, estimator.mean(hits[principle]))
-
-
 def _histogram(p: Sequence[float]) -> tuple[int, ...]:
     bars = [0] * NUM_BARS
     for x in p:
@@ -315,7 +296,7 @@ def _histogram(p: Sequence[float]) -> tuple[int, ...]:
 
 
 def _between(
-    a: str, b: str, judged_a: Mapping[int, _Judged], judged_b: Mapping[int, _Judged], estimator: Estimator
+    a: str, b: str, judged_a: Mapping[int, Judged], judged_b: Mapping[int, Judged], estimator: Estimator
 ) -> Agreement | None:
     """Two arms' labels on the same pairs of the same seed."""
     rows = {}

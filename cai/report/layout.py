@@ -11,8 +11,10 @@ from markupsafe import Markup
 from cai.report import words
 from cai.report.measures import Column, Difference
 from cai.report.plots import Curve
+from cai.report.principles import Adherence
 from cai.report.runs import by_arm
 from cai.report.training import Cost
+from cai.visible import visible
 
 if TYPE_CHECKING:
     from cai.report.page import Report
@@ -33,10 +35,6 @@ GLYPHS: Final = (
     "M5 .3l4.8 3.5-1.8 5.7H2L.2 3.8z",
 )
 _MAX_MAIN: Final = 9  # columns of the main table; further ones go under it
-
-# Control characters and marks that turn the direction of text: shown, never obeyed.
-_CONTROL: Final = (*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_VISIBLE: Final = dict.fromkeys(_CONTROL, "\ufffd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
         "plain": words.plain,
         "duration": _duration,
         "compact": _compact,
-        "visible": lambda text: str(text).translate(_VISIBLE),
+        "visible": visible,
     }
     shown = [c for c in report.measures.columns if any(c.name in f for f in report.measures.figures.values())]
     main, further = _split(shown)
@@ -81,6 +79,8 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
         rated={name for rating in report.ratings for name in (rating.reference, *rating.elo)},
         glyphs=GLYPHS,
         label_counts=_label_counts(report),
+        adherence_pairs=list(dict.fromkeys((a.first, a.second) for a in report.principles.adherence)),
+        adherence=_adherence(report),
         ceilings={arm.arm: arm.ceiling for arm in report.labels.arms} if report.labels else {},
         reward_tags=list(dict.fromkeys(tag for model in report.reward_models for tag in model.by_tag)),
         curve_names=_names(report.curves),
@@ -131,6 +131,14 @@ def _label_counts(report: "Report") -> str:
         return "All arms have the same number of labels."
     listed = words.joined([f"{arm} {words.plain(n, 0)}" for arm, n in counts.items()])
     return f"The arms do not have the same number of labels: {listed}."
+
+
+def _adherence(report: "Report") -> dict[str, dict[tuple[str, str], Adherence]]:
+    """By principle and the two policies compared."""
+    rows: dict[str, dict[tuple[str, str], Adherence]] = {}
+    for found in report.principles.adherence:
+        rows.setdefault(found.principle, {})[found.first, found.second] = found
+    return rows
 
 
 def _cost_groups(report: "Report") -> list[tuple[str, dict[str, Cost]]]:

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from cai.records import to_json, write_json, write_text
 from cai.report import plots
-from cai.report.labels import Labels, read_labels
+from cai.report.labels import Labels, judged_by_arm, read_labels
 from cai.report.limits import absences, limits
 from cai.report.measures import PRIMARY, Measures, declared_metrics, measure
 from cai.report.plots import Curve, Point
+from cai.report.principles import Principles, read_principles
 from cai.report.ratings import Ratings, ratings
 from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
 from cai.report.runs import Policy, Run, policies_of, read_runs
@@ -60,6 +61,7 @@ class Report:
     checkpoint_choice: dict[str, list[Curve]]
     samples: tuple[Card, ...]
     constitutions: tuple[UsedConstitution, ...]
+    principles: Principles
     revisions: tuple[Revised, ...]
     revised: dict[str, int]
     revision_scores: tuple[RevisionScores, ...]
@@ -96,9 +98,12 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
     measures = measure(policies, bootstrap, declared_metrics(runs))
     met = matches(runs, policies)
     rates = win_rates(met, bootstrap)
-    labels = read_labels(runs, bootstrap)
+    judged = judged_by_arm(runs)
+    labels = read_labels(judged, bootstrap)
     rewards = reward_models(runs, bootstrap)
     proxies = over_optimisation(runs, series)
+    used = constitutions(runs)
+    known = [one.constitution for one in used if one.constitution]
     return Report(
         title=_title(policies),
         notice=_notice(runs),
@@ -119,7 +124,8 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         over_optimisation=proxies,
         checkpoint_choice=checkpoint_choice(runs, series),
         samples=tuple(sample_sheet(policies, series, _SEED)),
-        constitutions=tuple(constitutions(runs)),
+        constitutions=tuple(used),
+        principles=read_principles(runs, policies, judged, known, bootstrap),
         revisions=tuple(revisions(runs, _SEED)),
         revised=revision_counts(runs),
         revision_scores=tuple(revision_scores(runs, bootstrap)),
@@ -247,6 +253,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "checkpoint_choice": {t: [to_json(c) for c in lines] for t, lines in report.checkpoint_choice.items()},
         "samples": [to_json(c) for c in report.samples],
         "constitutions": [_constitution_json(c) for c in report.constitutions],
+        "principles": to_json(report.principles),
         "revisions": [to_json(r) for r in report.revisions],
         "revised": report.revised,
         "revision_scores": [to_json(s) for s in report.revision_scores],

@@ -11,7 +11,7 @@ from cai.report.resampling import Floats, Statistic, Table, mean_table, table_of
 from cai.report.runs import Policy, Run
 from cai.report.statistics import Bootstrap, Estimate
 
-__all__ = ["Match", "WinRate", "matches", "win_rates"]
+__all__ = ["Match", "WinRate", "judged_pair", "matches", "win_rates"]
 
 MARGIN: Final = 0.05  # rates whose difference is surely below this are called equal for practical purposes
 _STEPS: Final = 30  # of Newton's method, which needs 5 to 10
@@ -65,18 +65,26 @@ def matches(runs: Sequence[Run], policies: Sequence[Policy]) -> list[Match]:
     order = [p.name for p in policies]
     for run in runs:
         for stage, output in run.outputs.items():
-            other = _opponent(stage, run, policies)
+            pair = judged_pair(stage, run, policies)
             found = output.rows("wins.jsonl")
-            if other is None or found is None or run.arm not in order:
-                continue
-            # The later of two policies comes first, as in the table of differences.
-            if order.index(run.arm) > order.index(other):
-                rows.setdefault((run.arm, other), {})[run.seed] = found
-            else:
-                rows.setdefault((other, run.arm), {})[run.seed] = [_turned(row) for row in found]
+            if pair is not None and found is not None:
+                first, second, turned = pair
+                rows.setdefault((first, second), {})[run.seed] = [_turned(r) for r in found] if turned else found
     by_name = {p.name: p for p in policies}
     met = [m for (a, b), by_seed in rows.items() for m in _matches_of(by_name[a], by_name[b], by_seed)]
     return sorted(met, key=lambda m: (order.index(m.second), order.index(m.first), m.judge))
+
+
+def judged_pair(stage: str, run: Run, policies: Sequence[Policy]) -> tuple[str, str, bool] | None:
+    """The two policies that a win_rate stage compared, the later one first, as in the table of differences; and whether
+    that turns the stage's own `a` and `b` round. None for another stage, or policies that were not evaluated.
+    """
+    order = [p.name for p in policies]
+    other = _opponent(stage, run, policies)
+    if other is None or run.arm not in order:
+        return None
+    turned = order.index(run.arm) < order.index(other)
+    return (other, run.arm, True) if turned else (run.arm, other, False)
 
 
 def _opponent(stage: str, run: Run, policies: Sequence[Policy]) -> str | None:

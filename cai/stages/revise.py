@@ -106,7 +106,7 @@ class Revise:
         tags = {tag for p in (*prompts, *(d.prompt for d in demonstrations)) for tag in p.tags}
         unused = self._constitution.unused(tags)
         tell_unused(unused, "revise")
-        principles = [self._draw(prompts, step) for step in range(1, self._num_revisions + 1)]
+        principles = self.drawn(prompts)
         run = _Run(self._factory(model=self._model), prompts, self._seed, output)
         dialogues = [EnginePrompt(turns=prompt.turns) for prompt in prompts]
         first = run.generate("respond", range(len(prompts)), dialogues, self._respond)
@@ -141,9 +141,10 @@ class Revise:
         totals = {name: float(value) for name, value in counts.items() if isinstance(value, int)}
         return {**totals, **cost_facts(run.engine.usage)}
 
-    def _draw(self, prompts: Sequence[Prompt], step: int) -> list[Principle]:
-        """A principle for every prompt; ConstitutionError when none applies to one of them."""
-        return [self._constitution.draw(self._seed, f"{p.id}/{step}", p.tags)[0] for p in prompts]
+    def drawn(self, prompts: Sequence[Prompt]) -> list[list[Principle]]:
+        """For every step, a principle for every prompt; ConstitutionError when none applies to one of them."""
+        steps = range(1, self._num_revisions + 1)
+        return [[self._constitution.draw(self._seed, f"{p.id}/{step}", p.tags)[0] for p in prompts] for step in steps]
 
     def _step(self, run: "_Run", step: int, drawn: Sequence[Principle], latest: Sequence[str]) -> list[Revision]:
         """One critique and revision of every prompt's latest response, by the principles drawn."""

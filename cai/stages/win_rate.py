@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from cai.errors import DataError
 from cai.labelers.base import Labeler
 from cai.labelers.journaled import label_journaled
-from cai.labelers.statistics import both_orders, first_judgments, verdicts
+from cai.labelers.statistics import both_orders, first_judgments, principle_verdicts, verdicts
 from cai.records import read_records, read_rows, write_json, write_rows
 from cai.types import Comparison, Judgment, Prompt, Response
 
@@ -16,7 +16,8 @@ __all__ = ["WinRate"]
 
 
 class WinRate:
-    """Writes wins.jsonl (a row per prompt and sample) and win_rate.json.
+    """Writes wins.jsonl (a row per prompt and sample), principles.jsonl (a row for each principle that judged it, with
+    its own `p_a`) and win_rate.json.
 
     A row has `p_a`, the judge's probability that a's response is better; `p_a_shown_first` and `p_a_shown_second`, the
     same in each order; `consistent`, whether both orders name the same winner; and `gold_a`, `gold_b`. A win counts
@@ -24,7 +25,7 @@ class WinRate:
     in each order.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __init__(self, *, labeler: Labeler) -> None:
         self._judge = labeler
@@ -41,13 +42,17 @@ class WinRate:
         judgments = label_journaled(self._judge, comparisons, output / "judgments.journal", title="win rate")
         labels = first_judgments(judgments)
         gold = {side: _gold(inputs[side] / "scores.jsonl") for side in "ab"}
-        rows = []
+        rows, by_principle = [], []
         for comparison in comparisons:
+            names = {"prompt_id": comparison.prompt.id, "response_id": comparison.id}
             row = _row(labels[comparison.id])
             golds = {f"gold_{side}": gold[side].get(comparison.id) for side in "ab"}
-            rows.append({"prompt_id": comparison.prompt.id, "response_id": comparison.id, **row, **golds})
+            rows.append({**names, **row, **golds})
+            for principle, _, p in principle_verdicts(labels[comparison.id]):
+                by_principle.append({**names, "principle": principle, "p_a": p})
         summary = {**_summary(rows), "num_neutralised": verdicts(labels.values())["num_neutralised"]}
         write_rows(output / "wins.jsonl", rows)
+        write_rows(output / "principles.jsonl", by_principle)
         write_json(output / "win_rate.json", summary)
         totals = {name: float(value) for name, value in summary.items() if value is not None}
         return {**totals, **self._judge.facts()}

@@ -1,0 +1,1 @@
+"""The constitution workbench: what a constitution does, seen before anything is trained."""

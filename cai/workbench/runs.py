@@ -1,0 +1,30 @@
+"""A finished run as the workbench takes it up: the settings it was asked for, and where its outputs are."""
+
+from pathlib import Path
+from typing import Any
+
+from cai.errors import DataError
+from cai.records import read_json
+
+__all__ = ["command", "outputs"]
+
+
+def command(run: Path) -> list[str]:
+    """The overrides of a run, without its constitution."""
+    items: list[str] = _run_json(run)["command"]
+    return [item for item in items if "=" in item and item.partition("=")[0].lstrip("+") != "constitution"]
+
+
+def outputs(run: Path) -> dict[str, Path]:
+    """The folders of the steps up to the labels. DataError for a run that sampled no comparisons."""
+    stages = _run_json(run)["stages"]
+    for name in ("data", "revise", "sample"):
+        if name not in stages:
+            raise DataError(f"{run / 'run.json'}: the run has no step {name!r}, whose output is needed")
+    return {name: run / entry["path"] for name, entry in stages.items()}
+
+
+def _run_json(run: Path) -> Any:
+    if not (run / "run.json").is_file():
+        raise DataError(f"{run}: is no run folder (there is no run.json in it)")
+    return read_json(run / "run.json")
