@@ -59,6 +59,19 @@ def _constitution_lint(args: argparse.Namespace) -> int:
     return workbench.lint(args.name, args.run, args.comparisons, args.overrides)
 
 
+def _data(args: argparse.Namespace) -> None:
+    from cai.commands import data
+
+    own = ("columns", "tags", "dedup_prefix", "max_per_user", "screen_pii")
+    source = data.Source(path=args.source, format=args.format, **{name: getattr(args, name) for name in own})
+    if args.command == "check":
+        data.check(source)
+    elif args.command == "import":
+        data.import_data(source, args.output)
+    else:
+        data.export_data(source, args.output, test_share=args.test_share, keep_even=args.keep_even)
+
+
 def _init(args: argparse.Namespace) -> None:
     from cai.commands import files
 
@@ -124,12 +137,42 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dest", metavar="DEST", help="the YAML file to write")
 
     _add_workbench(add, group)
+    command = commands.add_parser("data", help="preference datasets: in, looked at, and out")
+    group = command.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    _data_options(add(group, "import", _data, "read labelled comparisons into a folder of records", _DATA_EPILOG), True)
+    _data_options(add(group, "check", _data, "say what an import would give, and which rows cannot be used"), False)
+    command = add(group, "export", _data, "write a dataset for TRL and the hub, with everything known in Parquet")
+    _data_options(command, True)
+    command.add_argument("--test-share", type=float, default=0.0, help="share of the prompts held out (%(default)s)")
+    command.add_argument("--keep-even", action="store_true", help="rows also for pairs of which neither is preferred")
 
     command = add(commands, "init", _init, "copy conf/, constitutions/ and prompts/ to edit")
     command.add_argument("dir", metavar="DIR")
     add(commands, "doctor", _doctor, "what machine, devices, versions and extras are here")
     return parser
 
+
+def _data_options(command: argparse.ArgumentParser, writes: bool) -> None:
+    """What is read, and how."""
+    command.add_argument(
+        "source", metavar="SRC", help="a file; or records: a run folder, or one that this command wrote"
+    )
+    if writes:
+        command.add_argument("output", metavar="DIR", help="a new folder")
+    command.add_argument("--format", default="records", help="argilla, hh, label_studio, plain, ratings, records, trl")
+    command.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="names of columns in the file")
+    command.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="of all prompts")
+    command.add_argument("--dedup-prefix", type=int, metavar="N", help="prompts with N characters in common are one")
+    command.add_argument("--max-per-user", type=int, metavar="N", help="prompts of one user, at most")
+    command.add_argument("--screen-pii", action="store_true", help="replace what looks like personal data by tags")
+
+
+_DATA_EPILOG = """\
+examples:
+  cai data import harmless-base.jsonl.gz data/hh --format hh --tags red_team
+  cai data import votes.csv data/votes --format plain --columns prompt=question first=a second=b preferred=winner
+  cai data export runs/rlaif exported --test-share 0.1
+"""
 
 _RUN_EPILOG = """\
 examples:

@@ -1,12 +1,13 @@
-"""Labelled comparisons in one Parquet file, nothing left out: a row per judgment, with its comparison beside it.
+"""Parquet files: preferences for TRL; and all that is known, a row per judgment with its comparison beside it.
 
-What tables are asked about has columns of its own, with types; what has no fixed shape (templates, evidence) and what
-a person said (feedback) is JSON in a text column. A comparison without a judgment has one row too.
+Of the latter, what tables are asked about has columns of its own, with types. What has no fixed shape (templates,
+evidence) and what a person said (feedback) is JSON in a text column. A comparison without a judgment has a row too.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import typing
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +15,39 @@ from cai.codec import field_names, from_json, to_json
 from cai.datasets.labelled import Labelled
 from cai.datasets.rows import Unusable, read_file
 from cai.errors import DataError
-from cai.types import Comparison, Judgment, Provenance
+from cai.types import Comparison, Judgment, Pair, Provenance, Response, Turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["read_parquet", "write_parquet"]
+__all__ = ["read_parquet", "write_parquet", "write_preferences"]
 
 
 def write_parquet(path: Path, labelled: Iterable[Labelled]) -> None:
-    """Write the file, atomically."""
+    """Write all that is known of the comparisons, atomically."""
+    _write_table(path, list(_rows(labelled)), _schema())
+
+
+def write_preferences(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows in TRL's preference format, with whatever further columns the first one has, atomically."""
+    import pyarrow as pa
+
+    text, real = pa.string(), pa.float64()
+    messages = pa.list_(pa.struct([("role", text), ("content", text)]))
+    types = {"prompt": messages, "chosen": messages, "rejected": messages, "tags": pa.list_(text)}
+    types |= dict.fromkeys(("p_chosen", "weight", "margin"), real)
+    _write_table(path, rows, pa.schema([(name, types.get(name, text)) for name in rows[0]]))
+
+
+def _write_table(path: Path, rows: Sequence[dict[str, Any]], schema: "pa.Schema") -> None:
+    """Write rows under `schema`; DataError where the disk or a text does not allow it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(list(_rows(labelled)), schema=_schema()), temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
         os.replace(temporary, path)
     except (OSError, UnicodeEncodeError) as error:
         raise DataError(f"{path}: cannot be written: {error}") from None
@@ -54,23 +71,26 @@ def read_parquet(path: Path) -> list[Labelled]:
 def _schema() -> "pa.Schema":
     import pyarrow as pa
 
-    def objects(**fields: pa.DataType) -> pa.DataType:
-        return pa.list_(pa.struct(list(fields.items())))
-
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    turns = objects(role=text, content=text)
-    responses = objects(
-        id=text, prompt_id=text, text=text, model=text, num_tokens=whole, finished=pa.bool_(), failed=text
-    )
-    pairs = objects(first=whole, second=whole, p=real, weight=real, margin=real)
+    text, texts = pa.string(), pa.list_(pa.string())
     columns = {
-        "comparison_id": text, "prompt_id": text, "turns": turns, "tags": pa.list_(text), "source": text, "user": text,
-        "responses": responses, "judgment_id": text, "labeler": text, "person": text, "pairs": pairs,
-        "abstained": text, "principle_ids": pa.list_(text), "templates": text, "evidence": text, "feedback": text,
-        "labeled_at": text, "seconds": real, "prompt_tokens": whole, "new_tokens": whole, "cost": real,
-        "num_attempts": whole, "mode": text,
+        "comparison_id": text, "prompt_id": text, "turns": _structs(Turn), "tags": texts, "source": text, "user": text,
+        "responses": _structs(Response), "judgment_id": text, "labeler": text, "person": text, "pairs": _structs(Pair),
+        "abstained": text, "principle_ids": texts, "templates": text, "evidence": text, "feedback": text,
+        **{field.name: field.type for field in _structs(Provenance).value_type},
     }  # fmt: skip
     return pa.schema(list(columns.items()))
+
+
+def _structs(cls: type) -> "pa.ListType":
+    """The Arrow type of a list of plain records."""
+    import pyarrow as pa
+
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    plain = {
+        name: next(arg for arg in (typing.get_args(hint) or (hint,)) if arg in types)
+        for name, hint in typing.get_type_hints(cls).items()
+    }
+    return pa.list_(pa.struct([(name, types[hint]) for name, hint in plain.items()]))
 
 
 def _rows(labelled: Iterable[Labelled]) -> Iterator[dict[str, Any]]:

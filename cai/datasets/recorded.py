@@ -84,7 +84,6 @@ class Recorded:
         together = found if self._format == RECORDS else merged(found)
         counts["comparisons"] = len(together)
         counts["judgments"] = sum(len(one.judgments) for one in together)
-        counts["multi_turn"] = sum(len(one.comparison.prompt.turns) > 1 for one in together)
         counts.update(f"left_out_{one.reason}" for one in left_out)
         return Loaded(labelled=tuple(together), left_out=tuple(left_out), counts=dict(counts), unused=tuple(unused))
 
