@@ -183,13 +183,16 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
-    """What the reward model trains on: the responses to one prompt with soft pairwise labels."""
+    """What the reward model trains on: the responses to one prompt with soft pairwise labels. The last
+    `num_corrections` responses were written by labelers, not sampled.
+    """
 
     id: str
     prompt: Prompt
     responses: tuple[str, ...]
     pairs: tuple[Pair, ...]
     labeler: str
+    num_corrections: int = field(default=0, metadata={"spare": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from worlds import comparison
 from cai.codec import from_json, to_json
 from cai.errors import LabelerError
 from cai.labelers.feedback import judgment_of, own_pairs, pairs_of, preference_of
-from cai.labelers.statistics import between_people, with_gold
+from cai.labelers.statistics import between_people, said, with_gold
 from cai.types import Feedback, Pair, Provenance
 
 Groups = tuple[tuple[int, ...], ...]
@@ -151,7 +151,7 @@ def test_a_judgment_keeps_everything_that_was_said() -> None:
     assert (judgment.feedback, judgment.provenance, judgment.abstained) == (feedback, WHEN, None)
     assert from_json(type(judgment), to_json(judgment), "here") == judgment
     preference = preference_of(TWO, judgment)
-    assert preference.responses == ("one", "two", "three")
+    assert (preference.responses, preference.num_corrections) == (("one", "two", "three"), 1)
     assert (preference.id, preference.prompt, preference.labeler) == ("c1", TWO.prompt, "human")
     ordered = [{(preference.responses[a], preference.responses[b])} for a, b in sorted(better(preference.pairs))]
     assert ordered == [{("two", "one")}, {("three", "one")}, {("three", "two")}]
@@ -226,3 +226,27 @@ def test_corrections_are_in_no_measure_of_agreement() -> None:
     found = with_gold([TWO], {"c1": given[0]}, {"c1": [1.0, 0.0]})
     assert (found["num_pairs"], found["agreement"]) == (1, 1.0)
     assert not math.isnan(found["agreement"])
+
+
+def test_what_people_said_besides_is_counted() -> None:
+    one = Feedback(
+        shown=(), ranking=((1,), (0,)), strength=2, ratings=(2, 6), flags=(("rude",), ()), critique="so rude"
+    )
+    other = Feedback(shown=(), ranking=((0,), (1,)), ratings=(3, 4), corrected=0, correction="three", instructions="v2")
+    given = [one, other, Feedback(shown=(), skipped="unclear"), Feedback(shown=(), ranking=((0, 1),), ratings=(0, 5))]
+    judgments = [judgment_of(TWO, f, number=i, labeler="human", person="ada") for i, f in enumerate(given)]
+    found = said(judgments)
+    assert found == {
+        "num": 4,
+        "num_with_ties": 1,
+        "num_corrections": 1,
+        "num_critiques": 1,
+        "skipped": {"unclear": 1},
+        "strength": {"2": 1},
+        "flags": {"rude": 1},
+        "ratings": {"2": 1, "3": 1, "4": 1, "5": 1, "6": 1},
+        "mean_rating": 4.0,
+        "ratings_agree": 0.5,
+        "instructions": {"v2": 1},
+    }
+    assert said([replace(judgments[0], feedback=None)]) is None

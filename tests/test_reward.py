@@ -101,6 +101,19 @@ def test_the_stage_learns_the_labels(trained: tuple[Path, dict[str, float]]) -> 
     assert not [name for name in digest_folder(folder) if "training_args" in name or "README" in name]
 
 
+def test_pairs_with_a_correction_are_measured_by_themselves(sft: Path, tmp_path: Path) -> None:
+    """A labeler's own text differs in style from the policy's: a model that knows style alone would show here."""
+    corrected = [
+        replace(p, responses=(*p.responses, "first take a key"), pairs=(*p.pairs, Pair(0, len(p.responses), 0.0)))
+        for p in PREFERENCES
+    ]
+    run(sft, tmp_path, [replace(p, num_corrections=1) for p in corrected], num_epochs=1)
+    rows = read_rows(tmp_path / "out" / "held_out.jsonl")
+    prompts = {row["prompt_id"] for row in rows}
+    by_tag = read_json(tmp_path / "out" / "metrics.json")["by_tag"]
+    assert by_tag["correction"]["num_pairs"] == len(prompts) == sum("correction" in row["tags"] for row in rows)
+
+
 def test_held_out_rows_are_the_scores_that_the_metrics_are_of(trained: tuple[Path, dict[str, float]]) -> None:
     folder, _ = trained
     metrics, rows = read_json(folder / "metrics.json"), read_rows(folder / "held_out.jsonl")

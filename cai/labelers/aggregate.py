@@ -73,7 +73,12 @@ def preference_from(comparison: Comparison, judgments: Sequence[Judgment], label
             pairs += [replace(pair, second=len(texts)) for pair in judgment.pairs if pair not in own]
             texts.append(judgment.feedback.correction)
     return Preference(
-        id=comparison.id, prompt=comparison.prompt, responses=tuple(texts), pairs=tuple(pairs), labeler=label.labeler
+        id=comparison.id,
+        prompt=comparison.prompt,
+        responses=tuple(texts),
+        pairs=tuple(pairs),
+        labeler=label.labeler,
+        num_corrections=len(texts) - len(comparison.responses),
     )
 
 

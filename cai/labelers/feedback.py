@@ -84,15 +84,16 @@ def preference_of(comparison: Comparison, judgment: Judgment) -> Preference:
     if judgment.comparison_id != comparison.id or not judgment.pairs:
         problem = f"is about {judgment.comparison_id!r}" if judgment.pairs else f"abstained ({judgment.abstained})"
         raise LabelerError(f"comparison {comparison.id!r}: judgment {judgment.id!r} {problem}; it gives no preference")
-    texts = tuple(response.text for response in comparison.responses)
+    corrections: tuple[str, ...] = ()
     if judgment.feedback is not None and judgment.feedback.corrected is not None:
-        texts = (*texts, judgment.feedback.correction)
+        corrections = (judgment.feedback.correction,)
     return Preference(
         id=comparison.id,
         prompt=comparison.prompt,
-        responses=texts,
+        responses=(*(response.text for response in comparison.responses), *corrections),
         pairs=judgment.pairs,
         labeler=judgment.labeler,
+        num_corrections=len(corrections),
     )
 
 

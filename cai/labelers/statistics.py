@@ -22,6 +22,7 @@ __all__ = [
     "injected",
     "position",
     "principle_verdicts",
+    "said",
     "served",
     "unanswered",
     "verdicts",
@@ -63,6 +64,41 @@ def injected(judgments: Iterable[Judgment]) -> dict[str, int] | None:
     """How many pairs of all judgments were turned over on purpose (`cai.labelers.noisy`); None where nobody did so."""
     flips = [row["flipped"] for judgment in judgments for row in judgment.evidence if "flipped" in row]
     return {"num_pairs": len(flips), "num_flipped": sum(map(bool, flips))} if flips else None
+
+
+def said(judgments: Iterable[Judgment]) -> dict[str, Any] | None:
+    """What people said besides who is better, in numbers; None when nobody said anything by a page or a dataset.
+
+    `ratings_agree` is how often the preferred of two rated responses has the higher rating, of those that differ.
+    """
+    given = [judgment for judgment in judgments if judgment.feedback is not None]
+    if not given:
+        return None
+    found = [judgment.feedback for judgment in given if judgment.feedback is not None]
+    ratings = [rating for one in found for rating in one.ratings if rating]
+    differences = [
+        (one.ratings[pair.first] - one.ratings[pair.second]) * (pair.p - 0.5)
+        for judgment, one in zip(given, found, strict=True)
+        for pair in own_pairs(judgment)
+        if one.ratings and one.ratings[pair.first] and one.ratings[pair.second]
+    ]
+    return {
+        "num": len(found),
+        "num_with_ties": sum(any(len(group) > 1 for group in one.ranking) for one in found),
+        "num_corrections": sum(bool(one.correction) for one in found),
+        "num_critiques": sum(bool(one.critique.strip()) for one in found),
+        "skipped": _counted(one.skipped for one in found if one.skipped),
+        "strength": _counted(one.strength for one in found if one.strength),
+        "flags": _counted(flag for one in found for flags in one.flags for flag in flags),
+        "ratings": _counted(ratings),
+        "mean_rating": _mean(ratings),
+        "ratings_agree": _mean([float(difference > 0) for difference in differences if difference]),
+        "instructions": _counted(one.instructions for one in found if one.instructions),
+    }
+
+
+def _counted(values: Iterable[object]) -> dict[str, int]:
+    return {str(value): number for value, number in sorted(Counter(values).items(), key=lambda item: str(item[0]))}
 
 
 def both_orders(judgment: Judgment) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:

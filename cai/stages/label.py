@@ -15,6 +15,7 @@ from cai.labelers.statistics import (
     by_principle,
     injected,
     position,
+    said,
     served,
     unanswered,
     verdicts,
@@ -82,6 +83,7 @@ class Label:
         self, comparisons: Sequence[Comparison], judgments: Sequence[Judgment], labels: Mapping[str, Judgment]
     ) -> dict[str, Any]:
         principles = Counter(principle_id for label in labels.values() for principle_id in label.principle_ids)
+        feedback = said(judgments)
         gold = self._gold(comparisons)
         ladder = None if gold is None else monotonicity(comparisons, gold)
         return {
@@ -101,6 +103,7 @@ class Label:
             "by_principle": by_principle(labels.values(), gold),
             "injected": injected(judgments),
             "served": served(judgments),
+            **({} if feedback is None else {"feedback": feedback}),
             "people": dict(sorted(Counter(judgment.person for judgment in judgments if judgment.person).items())),
         }
 

@@ -26,7 +26,8 @@ __all__ = ["Reward"]
 @dataclass(frozen=True, kw_only=True)
 class Reward(TrainingSettings, LoRASettings):
     """Writes model/ (Hugging Face format, with reward.json), metrics.json, held_out.jsonl (a row per pair: prompt_id,
-    tags, first, second, p, delta) and curve.jsonl (of an ensemble's other models: curve-2.jsonl, ...).
+    tags, with `correction` where a labeler wrote one of the two, first, second, p, delta) and curve.jsonl (of an
+    ensemble's other models: curve-2.jsonl, ...).
 
     A share of the prompts is held out, chosen by a hash of their text: the same in all arms and seeds, and no prompt on
     both sides. `normalise` sets helpful demonstrations to score 0 on average (`bias`), and the policy's samples to
@@ -202,7 +203,9 @@ def _measure(
     for preference in preferences:
         own, scores = scores[: len(preference.responses)], scores[len(preference.responses) :]
         for pair in preference.pairs:
-            row = {"prompt_id": preference.prompt.id, "tags": list(preference.prompt.tags)}
+            corrected = pair.second >= len(own) - preference.num_corrections  # is it the style that the model knows?
+            tags = [*preference.prompt.tags, *(["correction"] if corrected else [])]
+            row = {"prompt_id": preference.prompt.id, "tags": tags}
             delta = own[pair.first] - own[pair.second]
             rows.append({**row, "first": pair.first, "second": pair.second, "p": pair.p, "delta": delta})
     return rows
