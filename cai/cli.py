@@ -4,11 +4,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import cai
 from cai.errors import CaiError
 
 __all__ = ["main"]
+
+if TYPE_CHECKING:
+    _Parser = argparse.ArgumentParser
+    _Group = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -72,6 +77,30 @@ def _data(args: argparse.Namespace) -> None:
         data.export_data(source, args.output, test_share=args.test_share, keep_even=args.keep_even)
 
 
+def _label_serve(args: argparse.Namespace) -> None:
+    from cai.commands import label
+
+    label.serve(args.database, host=args.host, port=args.port, url=args.url)
+
+
+def _label_invite(args: argparse.Namespace) -> None:
+    from cai.commands import label
+
+    label.invite(args.database, args.name, is_admin=args.admin, url=args.url)
+
+
+def _label_status(args: argparse.Namespace) -> None:
+    from cai.commands import label
+
+    label.status(args.database)
+
+
+def _label_export(args: argparse.Namespace) -> None:
+    from cai.commands import label
+
+    label.export(args.database, args.output, batch=args.batch, gold_of=args.gold_of)
+
+
 def _init(args: argparse.Namespace) -> None:
     from cai.commands import files
 
@@ -84,12 +113,23 @@ def _doctor(args: argparse.Namespace) -> None:
     doctor.doctor()
 
 
-def _add_workbench(add: Callable[..., argparse.ArgumentParser], group: object) -> None:
+def _add(
+    group: "_Group", name: str, action: Callable[[argparse.Namespace], int | None], text: str, epilog: str = ""
+) -> "_Parser":
+    """A command of `group` that does `action`."""
+    command = group.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.set_defaults(action=action)
+    return command
+
+
+def _add_workbench(group: "_Group") -> None:
     """What a constitution does, seen before anything is trained."""
-    test = add(group, "test", _constitution_test, "judge a constitution's own examples; exit 1 when one fails")
-    preview = add(group, "preview", _constitution_preview, "show responses, critiques, revisions and labels")
-    diff = add(group, "diff", _constitution_diff, "show what an edit changes before anything is trained")
-    lint = add(group, "lint", _constitution_lint, "show doubles, idle principles and contradictions")
+    test = _add(group, "test", _constitution_test, "judge a constitution's own examples; exit 1 when one fails")
+    preview = _add(group, "preview", _constitution_preview, "show responses, critiques, revisions and labels")
+    diff = _add(group, "diff", _constitution_diff, "show what an edit changes before anything is trained")
+    lint = _add(group, "lint", _constitution_lint, "show doubles, idle principles and contradictions")
     diff.add_argument("old", metavar="OLD", help="a name or a path")
     diff.add_argument("new", metavar="NEW")
     for command in (test, preview, lint):
@@ -107,49 +147,43 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cai", description=cai.__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(
-        group: "argparse._SubParsersAction[argparse.ArgumentParser]",
-        name: str,
-        action: Callable[[argparse.Namespace], int | None],
-        text: str,
-        epilog: str = "",
-    ) -> argparse.ArgumentParser:
-        command = group.add_parser(
-            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        command.set_defaults(action=action)
-        return command
-
-    command = add(commands, "run", _run, "run the pipeline", _RUN_EPILOG)
+    command = _add(commands, "run", _run, "run the pipeline", _RUN_EPILOG)
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
     command.add_argument("-m", "--multirun", action="store_true", help="sweep: a run for each combination of values")
 
-    command = add(commands, "compare", _compare, "write one report about several runs")
+    command = _add(commands, "compare", _compare, "write one report about several runs")
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
     command.add_argument("--output", default="comparison", metavar="DIR", help="where report.html goes (%(default)s)")
 
     command = commands.add_parser("constitution", help="check, test, preview, compare and import constitutions")
     group = command.add_subparsers(metavar="COMMAND", required=True)
-    command = add(group, "check", _constitution_check, "report every problem of constitution files")
+    command = _add(group, "check", _constitution_check, "report every problem of constitution files")
     command.add_argument("names", nargs="*", metavar="NAME", help="a name or a path (all that are found, if none)")
-    command = add(group, "import", _constitution_import, "turn a published JSON constitution into YAML")
+    command = _add(group, "import", _constitution_import, "turn a published JSON constitution into YAML")
     command.add_argument("source", metavar="SRC", help="a JSON file")
     command.add_argument("dest", metavar="DEST", help="the YAML file to write")
 
-    _add_workbench(add, group)
+    _add_workbench(group)
+    _add_data(commands)
+    _add_label(commands)
+
+    command = _add(commands, "init", _init, "copy conf/, constitutions/ and prompts/ to edit")
+    command.add_argument("dir", metavar="DIR")
+    _add(commands, "doctor", _doctor, "what machine, devices, versions and extras are here")
+    return parser
+
+
+def _add_data(commands: "_Group") -> None:
+    """`cai data ...`: datasets in and out."""
     command = commands.add_parser("data", help="preference datasets: in, looked at, and out")
     group = command.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    _data_options(add(group, "import", _data, "read labelled comparisons into a folder of records", _DATA_EPILOG), True)
-    _data_options(add(group, "check", _data, "say what an import would give, and which rows cannot be used"), False)
-    command = add(group, "export", _data, "write a dataset for TRL and the hub, with everything known in Parquet")
+    read = "read labelled comparisons into a folder of records"
+    _data_options(_add(group, "import", _data, read, _DATA_EPILOG), True)
+    _data_options(_add(group, "check", _data, "say what an import would give, and which rows cannot be used"), False)
+    command = _add(group, "export", _data, "write a dataset for TRL and the hub, with everything known in Parquet")
     _data_options(command, True)
     command.add_argument("--test-share", type=float, default=0.0, help="share of the prompts held out (%(default)s)")
     command.add_argument("--keep-even", action="store_true", help="rows also for pairs of which neither is preferred")
-
-    command = add(commands, "init", _init, "copy conf/, constitutions/ and prompts/ to edit")
-    command.add_argument("dir", metavar="DIR")
-    add(commands, "doctor", _doctor, "what machine, devices, versions and extras are here")
-    return parser
 
 
 def _data_options(command: argparse.ArgumentParser, writes: bool) -> None:
@@ -174,6 +208,28 @@ examples:
   cai data export runs/rlaif exported --test-share 0.1
 """
 
+
+def _add_label(commands: "_Group") -> None:
+    """`cai label ...`: the page for people who label."""
+    command = commands.add_parser("label", help="the web page on which people label, and what they said")
+    group = command.add_subparsers(metavar="COMMAND", required=True)
+    serve = _add(group, "serve", _label_serve, "serve the page (stop it with Ctrl-C)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
+    serve.add_argument("--port", type=int, default=8400, help="port to listen on (%(default)s)")
+    invite = _add(group, "invite", _label_invite, "print a link with which a person chooses a password and begins")
+    invite.add_argument("name", metavar="NAME", help="who; a known name gets a new password")
+    invite.add_argument("--admin", action="store_true", help="may see the admin page")
+    status = _add(group, "status", _label_status, "how far the labelling is, and how well people agree")
+    export = _add(group, "export", _label_export, "write comparisons.jsonl and judgments.jsonl")
+    export.add_argument("output", metavar="DIR", help="folder to write")
+    export.add_argument("--batch", type=int, metavar="N", help="which batch of comparisons (the latest)")
+    export.add_argument("--gold-of", metavar="NAME", help="write gold.jsonl instead: what this expert said")
+    for command in (serve, invite):
+        command.add_argument("--url", help="where people reach the page, if not at host and port (https://...)")
+    for command in (serve, invite, status, export):
+        command.add_argument("--database", default="labels.db", help="SQLite file or URL (%(default)s)")
+
+
 _RUN_EPILOG = """\
 examples:
   cai run experiment=demo                            RLHF against RLAIF on the embedded sandbox
@@ -183,8 +239,8 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 1 when what it tested fails, 2 after a mistake of the user's (one line on
-    stderr says which).
+    """Run one command: 0 when it went well, 1 when what it tested fails, 2 after a mistake of the user's, 3 when a run
+    waits for people's labels. One line on stderr says which.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -199,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CAI_TRACEBACK"):
             raise
         print(f"cai: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("cai: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

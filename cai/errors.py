@@ -8,11 +8,13 @@
   + ModelError         a model folder, tokenizer or checkpoint
   + EngineError        generation or option log-probabilities
   + LabelerError       a labeler cannot give what was asked of it
+    + LabelsMissing    people have not labelled enough yet; the same command goes on once they have
   + StoreError         the store of stage outputs
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 __all__ = [
     "CaiError",
@@ -21,6 +23,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "LabelerError",
+    "LabelsMissing",
     "ModelError",
     "PromptError",
     "StoreError",
@@ -29,7 +32,9 @@ __all__ = [
 
 
 class CaiError(Exception):
-    """Base of all errors whose message is meant for the user; the command line prints it and exits with 2."""
+    """Base of all errors whose message is meant for the user; the command line prints it and exits with `exit_code`."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(CaiError):
@@ -58,6 +63,12 @@ class EngineError(CaiError):
 
 class LabelerError(CaiError):
     """A labeler cannot do what was asked."""
+
+
+class LabelsMissing(LabelerError):
+    """Nothing is wrong: a run waits for people. What was computed is kept."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class StoreError(CaiError):

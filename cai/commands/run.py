@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from cai import config, constitution, pipeline
-from cai.errors import CaiError, ConfigError, DataError, PromptError
+from cai.errors import CaiError, ConfigError, DataError, LabelsMissing, PromptError
 from cai.prompts import PromptFamily
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import Entry, Store
@@ -154,7 +154,15 @@ def _run(arms: Sequence[Prepared], folder: Path) -> list[Path]:
     config.limit_threads(settings)
     store = Store(Path(settings.store))
     folders = [folder / (arm.arm or "") for arm in arms]
-    runs = [(arm, own, _run_arm(arm, own, store)) for arm, own in zip(arms, folders, strict=True)]
+    runs = []
+    waiting: list[str] = []
+    for arm, own in zip(arms, folders, strict=True):
+        try:
+            runs.append((arm, own, _run_arm(arm, own, store)))
+        except LabelsMissing as error:  # the other arms need not wait for this one's people
+            waiting.append(f"arm {arm.arm}: {error}" if arm.arm else str(error))
+    if waiting:
+        raise LabelsMissing("; ".join(waiting))
     for (a, own, of_a), (b, _, of_b) in combinations(runs, 2):
         if "win_rate" not in of_a or "win_rate" not in of_b:  # arms that end with SL-CAI
             continue

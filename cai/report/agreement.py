@@ -24,33 +24,42 @@ __all__ = [
 ]
 
 
-def kappa_table(seed: int, prompts: Sequence[str], first: Sequence[bool], second: Sequence[bool]) -> Table:
-    """For `kappa_of`: two labelers' binary labels of the same items."""
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    return table_of(seed, prompts, np.column_stack([~a & ~b, ~a & b, a & ~b, a & b]).astype(np.float64), len(a))
+def kappa_table(
+    seed: int, prompts: Sequence[str], first: Sequence[int], second: Sequence[int], *, num_categories: int = 2
+) -> Table:
+    """For `kappa_of`: two labelers' labels of the same items, categories 0, 1, ... (or False and True)."""
+    cells = np.asarray(first, dtype=int) * num_categories + np.asarray(second, dtype=int)
+    return table_of(seed, prompts, np.eye(num_categories**2)[cells], len(cells))
 
 
 def kappa_of(sums: Floats) -> Floats:
-    """(N, 4) counts (00, 01, 10, 11) -> (N,) Cohen's kappa = (p_o - p_e) / (1 - p_e)."""
-    total = sums.sum(axis=1)
-    observed = ratio(sums[:, 0] + sums[:, 3], total)
-    first, second = ratio(sums[:, 2] + sums[:, 3], total), ratio(sums[:, 1] + sums[:, 3], total)
-    expected = first * second + (1 - first) * (1 - second)
+    """(N, C * C) counts by the first's category, then the second's -> (N,) Cohen's kappa = (p_o - p_e) / (1 - p_e)."""
+    num_categories = math.isqrt(sums.shape[1])
+    counts = sums.reshape(-1, num_categories, num_categories)
+    total = counts.sum(axis=(1, 2))
+    observed = ratio(np.trace(counts, axis1=1, axis2=2), total)
+    expected = ratio((counts.sum(axis=2) * counts.sum(axis=1)).sum(axis=1), total * total)
     return ratio(observed - expected, 1 - expected)
 
 
-def alpha_table(seed: int, prompts: Sequence[str], ratings: Sequence[Sequence[bool]]) -> Table:
-    """For `alpha_of`: `ratings[i]` are the binary labels of item i by however many people; one alone tells nothing."""
-    pairs = [(p, len(r), sum(r)) for p, r in zip(prompts, ratings, strict=True) if len(r) > 1]
-    rows = [(m - ones, ones, 2.0 * ones * (m - ones) / (m - 1)) for _, m, ones in pairs]
-    return table_of(seed, [p for p, _, _ in pairs], np.array(rows, dtype=np.float64).reshape(-1, 3), len(pairs))
+def alpha_table(
+    seed: int, prompts: Sequence[str], ratings: Sequence[Sequence[int]], *, num_categories: int = 2
+) -> Table:
+    """For `alpha_of`: `ratings[i]` are the labels of item i by however many people; one alone tells nothing."""
+    items = [(p, np.bincount(r, minlength=num_categories)) for p, r in zip(prompts, ratings, strict=True) if len(r) > 1]
+    rows = [(*counts, (counts.sum() ** 2 - (counts**2).sum()) / (counts.sum() - 1)) for _, counts in items]
+    columns = np.array(rows, dtype=np.float64).reshape(-1, num_categories + 1)
+    return table_of(seed, [p for p, _ in items], columns, len(items))
 
 
 def alpha_of(sums: Floats) -> Floats:
-    """(N, 3) zeros, ones, disagreement -> (N,) Krippendorff's nominal alpha = 1 - D_o / D_e (Krippendorff 2018)."""
-    zeros, ones = sums[:, 0], sums[:, 1]
-    total = zeros + ones
-    return 1 - ratio(sums[:, 2] / np.maximum(total, 1), ratio(2 * zeros * ones, total * (total - 1)))
+    """(N, C + 1) counts of the categories, disagreement -> (N,) Krippendorff's nominal alpha = 1 - D_o / D_e
+    (Krippendorff 2018).
+    """
+    counts = sums[:, :-1]
+    total = counts.sum(axis=1)
+    by_chance = total**2 - (counts**2).sum(axis=1)
+    return 1 - ratio(sums[:, -1] / np.maximum(total, 1), ratio(by_chance, total * (total - 1)))
 
 
 def calibration_table(

@@ -1,0 +1,191 @@
+"""Who may sign in: invitations, passwords (argon2), and setting people aside."""
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
+from sqlalchemy import insert, select, update
+
+from cai.errors import LabelerError
+from cai.serve.queue import recount
+from cai.serve.tables import Database, answers, labelers, read_versions, tasks
+
+__all__ = ["MIN_PASSWORD", "Account", "Accounts"]
+
+MIN_PASSWORD: Final = 10  # characters
+MAX_PASSWORD: Final = 1000
+_INVITATION_SECONDS: Final = 7 * 24 * 3600.0
+_TRIES: Final = 5  # wrong passwords before a name has to wait
+_WAIT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A person who labels. A session belongs to an `epoch`; a new password begins another."""
+
+    id: int
+    name: str
+    is_admin: bool
+    is_active: bool
+    epoch: int
+
+
+class Accounts:
+    """The people of one database."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+        self._hasher = PasswordHasher()
+        self._throttle = _Throttle(clock)
+
+    def invite(self, name: str, *, is_admin: bool = False) -> str:
+        """The token of a link with which `name` chooses a password, once, within a week. The person is added if new; an
+        old password works until the link is used. Who is an admin stays one.
+        """
+        name = name.strip()
+        if not 1 <= len(name) <= 40 or not name.isprintable():
+            raise LabelerError(f"name: must be 1 to 40 printable characters, got {name!r}")
+        token = secrets.token_urlsafe(32)
+        values: dict[str, Any] = {"invitation": _digest(token), "invited_at": self._clock()}
+        with self._database.write() as connection:
+            if is_admin:
+                values["is_admin"] = True
+            known = connection.execute(update(labelers).where(labelers.c.name == name).values(values)).rowcount
+            if not known:
+                new = {"name": name, "is_admin": is_admin, "is_active": True, "epoch": 0, **values}
+                connection.execute(insert(labelers).values(new))
+        return token
+
+    def invited(self, token: str) -> Account | None:
+        """Whom an invitation is for; None when it was used, replaced, or is too old."""
+        return self._one(labelers.c.invitation == _digest(token), labelers.c.invited_at > self._oldest())
+
+    def accept(self, token: str, password: str) -> Account | None:
+        """Set the password of the invited person, and end the sessions of the old one. Raises LabelerError for a
+        password that will not do.
+        """
+        if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
+            raise LabelerError(
+                f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters; this one has {len(password)}."
+            )
+        hashed = self._hasher.hash(password)
+        mine = (labelers.c.invitation == _digest(token), labelers.c.invited_at > self._oldest())
+        with self._database.write() as connection:
+            found = connection.execute(select(labelers.c.id).where(*mine)).scalar()
+            if found is None:
+                return None
+            values = {"password": hashed, "invitation": None, "epoch": labelers.c.epoch + 1}
+            connection.execute(update(labelers).where(labelers.c.id == found).values(values))
+        return self.get(int(found))
+
+    def sign_in(self, name: str, password: str) -> Account | None:
+        """The person, if the password is theirs and they are not set aside. Raises LabelerError while the name has to
+        wait after too many wrong ones.
+        """
+        name = name.strip()
+        wait = self._throttle.wait(name)
+        if wait > 0:
+            raise LabelerError(f"Too many wrong passwords; try again in {wait:.0f} seconds.")
+        with self._database.read() as connection:
+            row = connection.execute(select(labelers).where(labelers.c.name == name)).one_or_none()
+        stored = self._nobody if row is None or row.password is None else row.password
+        try:
+            self._hasher.verify(stored, password[:MAX_PASSWORD])
+        except VerificationError:
+            self._throttle.failed(name)
+            return None
+        if row is None or row.password is None or not row.is_active:
+            return None
+        self._throttle.clear(name)
+        return self.get(int(row.id))
+
+    def get(self, number: int) -> Account | None:
+        """By id."""
+        return self._one(labelers.c.id == number)
+
+    def all(self) -> list[Account]:
+        """Everybody, by name."""
+        with self._database.read() as connection:
+            found = [_account(row) for row in connection.execute(select(labelers))]
+        return sorted(found, key=lambda account: account.name.casefold())
+
+    def set_active(self, number: int, is_active: bool) -> None:
+        """Set a person aside, or take them back. What they said stays in the database; while they are set aside it does
+        not count, and others are asked instead.
+        """
+        with self._database.write() as connection:
+            values = {"is_active": is_active, "epoch": labelers.c.epoch + int(not is_active)}
+            connection.execute(update(labelers).where(labelers.c.id == number).values(values))
+            recount(connection, tasks.c.id.in_(select(answers.c.task).where(answers.c.labeler == number)))
+
+    def has_read(self, account: Account, version: str) -> bool:
+        """Whether they have said to have read this version of the instructions."""
+        mine = (read_versions.c.labeler == account.id, read_versions.c.version == version)
+        with self._database.read() as connection:
+            return connection.execute(select(read_versions.c.version).where(*mine)).first() is not None
+
+    def note_read(self, account: Account, version: str) -> None:
+        """They say so now."""
+        mine = (read_versions.c.labeler == account.id, read_versions.c.version == version)
+        with self._database.write() as connection:
+            if connection.execute(select(read_versions.c.version).where(*mine)).first() is None:
+                connection.execute(insert(read_versions).values(labeler=account.id, version=version))
+
+    @cached_property
+    def _nobody(self) -> str:
+        """A hash that no password has, so that an unknown name takes as long as a known one."""
+        return self._hasher.hash(secrets.token_hex(8))
+
+    def _one(self, *conditions: Any) -> Account | None:
+        with self._database.read() as connection:
+            row = connection.execute(select(labelers).where(*conditions)).one_or_none()
+        return None if row is None else _account(row)
+
+    def _oldest(self) -> float:
+        return self._clock() - _INVITATION_SECONDS
+
+
+def _account(row: Any) -> Account:
+    return Account(
+        id=row.id, name=row.name, is_admin=bool(row.is_admin), is_active=bool(row.is_active), epoch=row.epoch
+    )
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Throttle:
+    """After some wrong passwords in a row a name waits; kept in memory, as a restart costs an attacker nothing less."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: dict[str, tuple[int, float]] = {}
+
+    def wait(self, name: str) -> float:
+        """Seconds until the name may try again."""
+        with self._lock:
+            count, at = self._failures.get(name, (0, 0.0))
+        return max(0.0, at + _WAIT_SECONDS - self._clock()) if count >= _TRIES else 0.0
+
+    def failed(self, name: str) -> None:
+        """One more."""
+        with self._lock:
+            if len(self._failures) > 10_000:  # made-up names shall not fill the memory
+                self._failures.clear()
+            count, _ = self._failures.get(name, (0, 0.0))
+            self._failures[name] = (count + 1, self._clock())
+
+    def clear(self, name: str) -> None:
+        """A right one."""
+        with self._lock:
+            self._failures.pop(name, None)

@@ -1,0 +1,70 @@
+"""The web application: routes, security headers, and which names it answers to."""
+
+import mimetypes
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from cai.serve import admin, doors, pages
+from cai.serve.site import Refused, Site, refusal, site_of
+
+__all__ = ["create_app"]
+
+# Everything comes from this server, nothing is inline, nobody frames it.
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+def create_app(site: Site, *, hosts: Sequence[str]) -> FastAPI:
+    """The application. Requests for other host names than `hosts` are refused: a page of somebody else, whose name has
+    been made to point at this machine, gets nothing.
+    """
+    app = FastAPI(title="cai", openapi_url=None)
+    app.state.site = site
+    app.add_exception_handler(Refused, refusal)
+    app.add_api_route("/static/{name}", _static, response_model=None)
+    for module in (doors, pages, admin):
+        app.include_router(module.router)
+    app.add_middleware(_Headers)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    return app
+
+
+def _static(name: str, request: Request) -> Response:
+    """A file of the page; its address changes with its content, so it may be kept."""
+    data = site_of(request).static.get(name)
+    if data is None:
+        raise Refused(404, "There is no such page.")
+    kind = mimetypes.guess_type(name)[0]
+    return Response(data, media_type=kind, headers={"cache-control": "public, max-age=31536000, immutable"})
+
+
+class _Headers:
+    """Adds the security headers to every response, and forbids keeping pages, which hold texts and tokens."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI has it."""
+
+        async def sender(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                held = {name for name, _ in message["headers"]}
+                more = {**_HEADERS, "cache-control": "no-store"}
+                message["headers"] += [(k.encode(), v.encode()) for k, v in more.items() if k.encode() not in held]
+            await send(message)
+
+        await self._app(scope, receive, sender if scope["type"] == "http" else send)

@@ -1,0 +1,200 @@
+"""The queue as runs see it: comparisons go in, and come out as answers once there are enough of them."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy.sql.expression import bindparam
+
+from cai.codec import from_json, to_json
+from cai.records import fingerprint
+from cai.serve.form import Form, Gold, task_id
+from cai.serve.tables import Database, answers, batch_tasks, batches, labelers, tasks, withdrawn
+from cai.types import Comparison, Feedback
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["Answer", "Asked", "Queue", "chunks", "dump", "load", "recount"]
+
+R = TypeVar("R", bound="DataclassInstance")
+_CHUNK: Final = 500  # parameters of one statement; SQLite and Postgres both allow many more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one person said about one comparison, when (seconds since 1970), and how long they looked at it; undone
+    answers count among the attempts and the seconds.
+    """
+
+    task: str
+    comparison_id: str
+    person: str
+    feedback: Feedback
+    answered_at: float
+    seconds: float
+    num_attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How far a batch is. `answers` go by task id, in the order of their giving; None while labels are missing."""
+
+    num_comparisons: int
+    num_wanted: int
+    num_missing: int
+    answers: dict[str, list[Answer]] | None
+
+
+class Queue:
+    """Puts comparisons before people; idempotent, so that a run may ask as often as it likes."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+
+    def ask(self, comparisons: Sequence[Comparison], form: Form, gold: Sequence[Gold] = ()) -> Asked:
+        """Queue what is not queued yet, ahead of everything else, and take the answers if they are all there.
+
+        A comparison that was asked in the same way before keeps its answers. Answers that were taken can no longer be
+        undone. One transaction.
+        """
+        wanted = {task_id(c, form): form.num_wanted(c.id) for c in comparisons}
+        with self._database.write() as connection:
+            batch = self._batch(connection, form, wanted)
+            _upsert(connection, batch, comparisons, form, gold)
+            recount(connection, tasks.c.batch == batch)
+            missing = _missing(connection, wanted)
+            found = None if missing else _take(connection, list(wanted))
+        return Asked(num_comparisons=len(wanted), num_wanted=sum(wanted.values()), num_missing=missing, answers=found)
+
+    def _batch(self, connection: Connection, form: Form, wanted: dict[str, int]) -> int:
+        """The id of the batch, which is made or opened again."""
+        digest = fingerprint([to_json(form), sorted(wanted)])
+        old = connection.execute(select(batches.c.id).where(batches.c.digest == digest)).scalar()
+        if old is not None:
+            connection.execute(update(batches).where(batches.c.id == old).values(is_open=True))
+            return int(old)
+        row = {"digest": digest, "form": dump(form), "queued_at": self._clock(), "is_open": True}
+        return int(connection.execute(insert(batches).values(row).returning(batches.c.id)).scalar_one())
+
+    def latest(self) -> int | None:
+        """The number of the latest batch."""
+        with self._database.read() as connection:
+            return connection.execute(select(func.max(batches.c.id))).scalar()
+
+    def answered(self, batch: int) -> list[tuple[Comparison, list[Answer]]]:
+        """The comparisons of a batch that have answers which count, in their order, with these."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(tasks.c.id, tasks.c.comparison)
+                .select_from(tasks.join(batch_tasks))
+                .where(batch_tasks.c.batch == batch)
+                .order_by(tasks.c.position, tasks.c.id)
+            ).all()
+            found = _answers(connection, [row.id for row in rows])
+        return [(load(Comparison, row.comparison), found[row.id]) for row in rows if found[row.id]]
+
+
+def _upsert(
+    connection: Connection, batch: int, comparisons: Sequence[Comparison], form: Form, gold: Sequence[Gold]
+) -> None:
+    """Insert the tasks that are new; those that are not now belong to this batch."""
+    experts = {task_id(item.comparison, form): item for item in gold}
+    rows: dict[str, dict[str, Any]] = {}
+    for position, comparison in enumerate([*comparisons, *(item.comparison for item in experts.values())]):
+        name = task_id(comparison, form)
+        rows.setdefault(
+            name,
+            {
+                "id": name,
+                "batch": batch,
+                "position": position,
+                "num_wanted": form.num_wanted(comparison.id) if position < len(comparisons) else 0,
+                "num_missing": 0,  # recounted by the caller
+                "gold": dump(experts[name].feedback) if name in experts else None,
+                "comparison": dump(comparison),
+            },
+        )
+    known = set(connection.execute(select(tasks.c.id)).scalars())
+    if new := [row for name, row in rows.items() if name not in known]:
+        connection.execute(insert(tasks), new)
+    joined = set(connection.execute(select(batch_tasks.c.task).where(batch_tasks.c.batch == batch)).scalars())
+    if fresh := [{"batch": batch, "task": name} for name in rows if name not in joined]:
+        connection.execute(insert(batch_tasks), fresh)
+    if old := [{f"new_{key}": value for key, value in row.items()} for name, row in rows.items() if name in known]:
+        changed: dict[str, Any] = {key: bindparam(f"new_{key}") for key in ("batch", "position", "num_wanted", "gold")}
+        connection.execute(update(tasks).where(tasks.c.id == bindparam("new_id")).values(changed), old)
+
+
+def recount(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Set num_missing anew: people who were set aside do not count."""
+    counted = (
+        select(func.count())
+        .select_from(answers.join(labelers))
+        .where(answers.c.task == tasks.c.id, labelers.c.is_active)
+        .scalar_subquery()
+    )
+    connection.execute(update(tasks).where(which).values(num_missing=tasks.c.num_wanted - counted))
+
+
+def _missing(connection: Connection, wanted: Iterable[str]) -> int:
+    """Labels that are still to be given on these tasks."""
+    total = 0
+    for ids in chunks(list(wanted)):
+        query = select(func.coalesce(func.sum(tasks.c.num_missing), 0))
+        total += int(connection.execute(query.where(tasks.c.id.in_(ids), tasks.c.num_missing > 0)).scalar_one())
+    return total
+
+
+def _take(connection: Connection, wanted: Sequence[str]) -> dict[str, list[Answer]]:
+    found = _answers(connection, wanted)
+    for ids in chunks(wanted):
+        connection.execute(update(answers).where(answers.c.task.in_(ids)).values(is_taken=True))
+    return found
+
+
+def _answers(connection: Connection, wanted: Sequence[str]) -> dict[str, list[Answer]]:
+    """Answers of people who are not set aside, by task, in the order of their giving."""
+    found: dict[str, list[Answer]] = {name: [] for name in wanted}
+    undone: dict[tuple[str, int], list[float]] = {}
+    for row in connection.execute(select(withdrawn.c.task, withdrawn.c.labeler, withdrawn.c.seconds)):
+        undone.setdefault((row.task, row.labeler), []).append(row.seconds)
+    for ids in chunks(wanted):
+        query = (
+            select(answers, labelers.c.name, tasks.c.comparison)
+            .select_from(answers.join(labelers).join(tasks))
+            .where(answers.c.task.in_(ids), labelers.c.is_active)
+            .order_by(answers.c.answered_at, labelers.c.name)
+        )
+        for row in connection.execute(query):
+            before = undone.get((row.task, row.labeler), [])
+            answer = Answer(
+                task=row.task,
+                comparison_id=json.loads(row.comparison)["id"],
+                person=row.name,
+                feedback=load(Feedback, row.feedback),
+                answered_at=row.answered_at,
+                seconds=row.seconds + sum(before),
+                num_attempts=1 + len(before),
+            )
+            found[row.task].append(answer)
+    return found
+
+
+def chunks(items: Sequence[str]) -> list[Sequence[str]]:
+    """As many at a time as one statement takes."""
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+
+
+def dump(record: "DataclassInstance") -> str:
+    """A record as a column holds it: ASCII, so that no database minds a NUL or a lone surrogate."""
+    return json.dumps(to_json(record))
+
+
+def load(cls: type[R], column: str) -> R:
+    """A record from a column."""
+    return from_json(cls, json.loads(column), "database")

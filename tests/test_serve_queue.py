@@ -1,0 +1,345 @@
+"""The database of a labelling project: what is queued, who gets what, and that every answer is there exactly once."""
+
+import os
+import sqlite3
+import stat
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from label_site import Project, form, prefer, some
+from sqlalchemy import func, select, text, update
+from worlds import comparison
+
+from cai.errors import LabelerError, StoreError
+from cai.serve.accounts import Account
+from cai.serve.desk import LEASE, Screen
+from cai.serve.form import Gold, shown_order, task_id
+from cai.serve.tables import Database, answers, meta, tasks, withdrawn
+from cai.types import Feedback
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    """On SQLite; and on Postgres where CAI_TEST_POSTGRES names a database that may be emptied."""
+    where = None if request.param == "sqlite" else os.environ.get("CAI_TEST_POSTGRES")
+    if where:
+        clear(where)
+    elif request.param == "postgres":
+        pytest.skip("set CAI_TEST_POSTGRES to the URL of a database that may be emptied")
+    with closing(Project(tmp_path, where)) as project:
+        yield project
+
+
+def clear(where: str) -> None:
+    with closing(Database(where, create=True)) as database, database.write() as connection:
+        for table in ("read_versions", "withdrawn", "answers", "claims", "batch_tasks", "tasks", "batches", "labelers"):
+            connection.execute(text(f"DELETE FROM {table}"))
+
+
+def label_all(project: Project, person: Account) -> list[Screen]:
+    """Answer until nothing is left; what was on the screen."""
+    seen = []
+    while screen := project.desk.next(person):
+        assert project.desk.answer(person, screen.task, prefer(screen.shown), 1.0)
+        seen.append(screen)
+    return seen
+
+
+def num_rows(project: Project) -> int:
+    with project.database.read() as connection:
+        return int(connection.execute(select(func.count()).select_from(answers)).scalar_one())
+
+
+# --- what is queued ---------------------------------------------------------------------------------------------------
+
+
+def test_asking_again_changes_nothing_and_takes_the_answers_once_all_are_there(project: Project) -> None:
+    comparisons = some(5)
+    first = project.queue.ask(comparisons, form())
+    assert (first.num_comparisons, first.num_wanted, first.num_missing, first.answers) == (5, 5, 5, None)
+    assert project.queue.ask(comparisons, form()) == first
+    assert project.queue.latest() is not None
+    ada = project.person("ada")
+    seen = label_all(project, ada)
+    assert [screen.comparison for screen in seen] == comparisons, "in their order"
+    done = project.queue.ask(comparisons, form())
+    assert done.num_missing == 0 and done.answers is not None
+    assert [[a.person for a in done.answers[task_id(c, form())]] for c in comparisons] == [["ada"]] * 5
+    assert project.queue.ask(comparisons, form()) == done
+
+
+def test_answers_belong_to_a_comparison_as_it_was_asked(project: Project) -> None:
+    comparisons = some(3)
+    project.queue.ask(comparisons, form())
+    label_all(project, project.person("ada"))
+    assert project.queue.ask(comparisons, form(overlap=0.0, skip_reasons=("other",))).num_missing == 0
+    assert project.queue.ask(comparisons, form(instructions="Others.")).num_missing == 0
+    assert project.queue.ask([*comparisons, *some(2, prefix="d")], form()).num_missing == 2
+    assert project.queue.ask(comparisons, form(strength=True)).num_missing == 3
+    other = [replace(c, responses=c.responses[::-1]) for c in comparisons]
+    assert project.queue.ask(other, form()).num_missing == 3
+
+
+def test_the_latest_batch_comes_first_and_a_closed_one_not_at_all(project: Project) -> None:
+    project.queue.ask(some(2, prefix="old"), form())
+    project.queue.ask(some(2, prefix="new"), form())
+    ada = project.person("ada")
+    assert [s.comparison.id for s in label_all(project, ada)] == ["new0", "new1", "old0", "old1"]
+    bob = project.person("bob")
+    project.queue.ask(some(2, prefix="old"), form(overlap=1.0))
+    assert [s.comparison.id for s in label_all(project, bob)] == ["old0", "old1"]
+
+
+def test_texts_of_every_kind_come_back_as_they_were(project: Project) -> None:
+    odd = comparison("odd", "nul \0 and lone \ud800", "emoji 🫘, \r\n, <b>&amp;</b>, \u2028 and 'quotes\"")
+    project.queue.ask([odd], form())
+    ada = project.person("ada")
+    screen = project.desk.next(ada)
+    assert screen is not None and screen.comparison == odd
+    said = replace(prefer(screen.shown), critique="\0 \ud800 🫘")
+    project.desk.answer(ada, screen.task, said, 1.0)
+    found = project.queue.ask([odd], form()).answers
+    assert found is not None and found[screen.task][0].feedback == said
+
+
+# --- who gets what ----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_gets_the_same_twice_and_nothing_gets_more_than_is_wanted(project: Project) -> None:
+    comparisons = some(40)
+    asked = form(overlap=0.5, num_labels=3)
+    people = [project.person(name) for name in ("ada", "bob", "cem", "dot")]
+    total = project.queue.ask(comparisons, asked).num_wanted
+    overlapping = sum(asked.num_wanted(c.id) == 3 for c in comparisons)
+    assert 10 <= overlapping <= 30 and total == 40 + 2 * overlapping
+    given: Counter[str] = Counter()
+    working = list(people)
+    while working:  # all screens are filled before anybody answers
+        screens = [(person, project.desk.next(person)) for person in working]
+        working = [person for person, screen in screens if screen]
+        for person, screen in screens:
+            if screen:
+                assert project.desk.answer(person, screen.task, prefer(screen.shown), 1.0)
+                given[screen.comparison.id] += 1
+    assert given == {c.id: asked.num_wanted(c.id) for c in comparisons}
+
+
+def test_a_screen_stays_the_same_until_it_is_answered(project: Project) -> None:
+    project.queue.ask(some(3), form())
+    ada, bob = project.person("ada"), project.person("bob")
+    first = project.desk.next(ada)
+    assert first is not None and project.desk.next(ada) == first
+    other = project.desk.next(bob)
+    assert other is not None and other.task != first.task
+    project.clock.now += LEASE + 1  # ada went home
+    project.desk.answer(bob, other.task, prefer(other.shown), 1.0)
+    taken_over = project.desk.next(bob)
+    assert taken_over is not None and taken_over.task == first.task
+    assert project.desk.answer(bob, first.task, prefer(first.shown), 1.0)
+    assert project.desk.answer(ada, first.task, prefer(first.shown), 1.0), "late, but nothing is lost"
+
+
+def test_the_order_is_a_shuffle_by_task_and_person() -> None:
+    orders = [shown_order(f"task{i}", "ada", 3) for i in range(600)]
+    assert orders == [shown_order(f"task{i}", "ada", 3) for i in range(600)]
+    assert orders != [shown_order(f"task{i}", "bob", 3) for i in range(600)]
+    counts = Counter(orders)
+    assert len(counts) == 6 and all(70 <= count <= 130 for count in counts.values())
+
+
+def test_gold_comes_now_and_then_once_to_everybody_and_is_no_label(project: Project) -> None:
+    gold = [Gold(comparison=c, feedback=Feedback(shown=(), ranking=((0,), (1,)))) for c in some(12, prefix="gold")]
+    comparisons = some(120)
+    asked = project.queue.ask(comparisons, form(gold_share=0.1, overlap=1.0), gold)
+    assert (asked.num_comparisons, asked.num_wanted) == (120, 240)
+    for name in ("ada", "bob"):
+        seen = [screen.comparison.id for screen in label_all(project, project.person(name))]
+        assert len(set(seen)) == len(seen)
+        num_gold = sum(name.startswith("gold") for name in seen)
+        assert 5 <= num_gold <= 12 and len(seen) == 120 + num_gold
+        assert not seen[-1].startswith("gold"), "gold is not what is left over"
+
+
+def test_people_who_are_set_aside_do_not_count(project: Project) -> None:
+    comparisons = some(4)
+    project.queue.ask(comparisons, form())
+    ada = project.person("ada")
+    label_all(project, ada)
+    project.accounts.set_active(ada.id, False)
+    assert project.accounts.sign_in("ada", "correct horse") is None
+    assert project.queue.ask(comparisons, form()).num_missing == 4
+    label_all(project, project.person("bob"))
+    project.accounts.set_active(ada.id, True)
+    found = project.queue.ask(comparisons, form()).answers
+    assert found is not None and {tuple(a.person for a in given) for given in found.values()} == {("ada", "bob")}
+
+
+# --- once, and only once ----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_taken_once_and_the_first_one_stands(project: Project) -> None:
+    project.queue.ask(some(1), form())
+    ada = project.person("ada")
+    screen = project.desk.next(ada)
+    assert screen is not None
+    assert project.desk.answer(ada, screen.task, prefer(screen.shown, 0), 2.0)
+    assert not project.desk.answer(ada, screen.task, prefer(screen.shown, 1), 2.0)
+    found = project.queue.ask(some(1), form()).answers
+    assert found is not None and found[screen.task][0].feedback.ranking[0] == (0,)
+
+
+def test_many_threads_many_clicks(project: Project) -> None:
+    """Eight people at once, every answer sent three times at once, on a database that a second one shares."""
+    comparisons = some(30)
+    asked = project.queue.ask(comparisons, form(overlap=1.0, num_labels=4))
+    people = [project.person(f"person{i}") for i in range(8)]
+    second = Project(Path(), project.where)  # as if a second server ran
+    recorded: list[bool] = []
+    lock = threading.Lock()
+
+    def work(person: Account, own: Project) -> None:
+        with ThreadPoolExecutor(3) as clicks:
+            while screen := own.desk.next(person):
+                said = [clicks.submit(own.desk.answer, person, screen.task, prefer(screen.shown), 1.0) for _ in "abc"]
+                with lock:
+                    recorded.extend(click.result() for click in said)
+
+    threads = [
+        threading.Thread(target=work, args=(person, second if i % 2 else project)) for i, person in enumerate(people)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked.num_wanted == 120
+    assert sum(recorded) == num_rows(project) == 120, "nothing twice, and no claim given to too many"
+    assert len(recorded) == 360
+    assert project.queue.ask(comparisons, form(overlap=1.0, num_labels=4)).num_missing == 0
+    second.close()
+
+
+def test_the_last_answer_can_be_taken_back_until_a_run_has_it(project: Project) -> None:
+    comparisons = some(2)
+    project.queue.ask(comparisons, form())
+    ada = project.person("ada")
+    first, second = label_all(project, ada)
+    assert not project.desk.undo(ada, first.task), "not the last one"
+    assert project.desk.undo(ada, second.task)
+    assert not project.desk.undo(ada, second.task), "a second click takes back no second answer"
+    assert num_rows(project) == 1
+    again = project.desk.next(ada)
+    assert again is not None and (again.task, again.draft) == (second.task, prefer(second.shown))
+    project.clock.now += 60
+    project.desk.answer(ada, second.task, prefer(second.shown, 1), 7.0)
+    found = project.queue.ask(comparisons, form()).answers
+    assert found is not None
+    (answer,) = found[second.task]
+    assert answer.feedback.ranking[0] == (1,) and answer.num_attempts == 2
+    assert 7.0 < answer.seconds < 8.1, "the first attempt took time too"
+    assert not project.desk.undo(ada, second.task), "a run has it"
+    assert project.desk.tally(ada).last is None
+    with project.database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(withdrawn)).scalar_one() == 1, "nothing is lost"
+
+
+def test_seconds_are_held_within_the_time_that_passed(project: Project) -> None:
+    project.queue.ask(some(2), form())
+    ada = project.person("ada")
+    for claimed, expected in ((1e9, 10.0), (-5.0, 0.0)):
+        screen = project.desk.next(ada)
+        assert screen is not None
+        project.clock.now += 10
+        project.desk.answer(ada, screen.task, prefer(screen.shown), claimed)
+        with project.database.read() as connection:
+            seconds = connection.execute(select(answers.c.seconds).where(answers.c.task == screen.task)).scalar_one()
+        assert seconds == pytest.approx(expected, abs=0.1)
+
+
+# --- people -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_invitation_is_good_once_and_for_a_week(project: Project) -> None:
+    token = project.accounts.invite("ada")
+    assert project.accounts.invited("made up") is None
+    with pytest.raises(LabelerError, match="10 to 1000 characters; this one has 5"):
+        project.accounts.accept(token, "short")
+    assert project.accounts.accept(token, "correct horse") is not None
+    assert project.accounts.accept(token, "another horse") is None
+    newer = [project.accounts.invite("ada"), project.accounts.invite("ada")]
+    assert project.accounts.invited(newer[0]) is None, "replaced"
+    assert project.accounts.sign_in("ada", "correct horse") is not None, "the old password works until then"
+    project.clock.now += 8 * 24 * 3600
+    assert project.accounts.accept(newer[1], "another horse") is None
+    with pytest.raises(LabelerError, match="name: must be 1 to 40 printable characters"):
+        project.accounts.invite("a\nb")
+
+
+def test_guessing_passwords_has_to_wait(project: Project) -> None:
+    project.person("ada")
+    assert [project.accounts.sign_in("ada", f"wrong {i}") for i in range(5)] == [None] * 5
+    with pytest.raises(LabelerError, match="try again in 30 seconds"):
+        project.accounts.sign_in("ada", "correct horse")
+    project.clock.now += 31
+    assert project.accounts.sign_in("ada", "correct horse") is not None
+    assert project.accounts.sign_in("nobody", "correct horse") is None
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    with closing(Project(tmp_path)) as project, project.database.write() as connection:
+        connection.execute(update(meta).where(meta.c.key == "schema_version").values(value="2"))
+    with pytest.raises(StoreError, match="has schema version 2, this cai knows 1; update cai"):
+        Database(project.where)
+
+
+def test_only_its_owner_reads_the_file(tmp_path: Path) -> None:
+    with closing(Project(tmp_path)) as project:
+        pass
+    assert stat.S_IMODE(Path(project.where).stat().st_mode) == 0o600
+    connection = sqlite3.connect(project.where)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("nothing.db", r"'nothing.db': is not there; `cai run labeler=human` makes it"),
+        (".", "is a folder"),
+        ("text.db", "file is not a database"),
+        ("other.db", "is no database of labels"),
+        ("postgresql+psycopg://me:secret@host/name", r"//me:\*\*\*@host/name': holds a password, .* set PGPASSWORD"),
+        ("mysql://host/name", "must be SQLite or Postgres, got mysql"),
+        ("://", "must be a file"),
+    ],
+)
+def test_what_is_no_database_of_labels(where: str, message: str, workdir: Path) -> None:
+    Path("text.db").write_text("some text, long enough to be looked at as a header of a database" * 9)
+    connection = sqlite3.connect("other.db")
+    connection.execute("CREATE TABLE things (id INTEGER)")
+    connection.close()
+    with pytest.raises(StoreError, match=message):
+        Database(where)
+
+
+def test_synchronous_is_full_on_every_connection(tmp_path: Path) -> None:
+    with closing(Project(tmp_path)) as project:
+        for transaction in (project.database.write, project.database.read):
+            with transaction() as connection:
+                assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2
+
+
+def test_a_failed_write_leaves_nothing(project: Project) -> None:
+    project.queue.ask(some(1), form())
+    with pytest.raises(ZeroDivisionError), project.database.write() as connection:
+        connection.execute(update(tasks).values(num_missing=99))
+        raise ZeroDivisionError
+    assert project.queue.ask(some(1), form()).num_missing == 1
