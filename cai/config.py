@@ -76,6 +76,7 @@ class Settings:
     arms: dict[str, list[str]] = field(default_factory=dict)
     model: ModelSettings = field(default_factory=ModelSettings)
     engine: Any = None
+    endpoint: Any = None
     scorer: Any = None
     labeler: Any = None
     pretrain: Any = None

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 
 from cai.errors import CaiError, ConfigError, unknown
 
-__all__ = ["check_node", "signature"]
+__all__ = ["check_node", "signature", "without_incidental"]
 
 _MARKS: Final = {"_target_", "_partial_"}
 _PLAIN: Final = (bool, int, float, str)
@@ -40,6 +40,19 @@ def check_node(node: object, key: str) -> None:
 def signature(target: str) -> dict[str, inspect.Parameter]:
     """The arguments of a `_target_` that a node can name."""
     return _parameters(_locate(target, target))
+
+
+def without_incidental(node: object) -> object:
+    """The node, and every node inside it, without the settings that its target calls `incidental`, in an attribute of
+    that name: those that say how an output is got (where a server is, say), and not what it is.
+    """
+    if isinstance(node, list):
+        return [without_incidental(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    target = _locate(node["_target_"], "") if "_target_" in node else None
+    left_out: frozenset[str] = getattr(target, "incidental", frozenset())
+    return {name: without_incidental(value) for name, value in node.items() if name not in left_out}
 
 
 def _locate(target: str, key: str) -> Callable[..., object]:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Final
 
 from cai.errors import ConfigError, unknown
+from cai.nodes import without_incidental
 from cai.paths import PACKAGE
 from cai.progress import duration
 from cai.records import fingerprint
@@ -120,7 +121,7 @@ def material(planned: Planned) -> dict[str, object]:
     return {
         "version": planned.stage.version,
         "packages": {name: version(name) for name in _PACKAGES},
-        "settings": _portable(planned.settings),
+        "settings": _portable(without_incidental(planned.settings)),
         "texts": dict(planned.texts),
     }
 

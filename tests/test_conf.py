@@ -26,6 +26,8 @@ NEEDED = {
     "data=recorded": ["data.source.path=records"],
     "labeler=recorded": ["labeler.path=records"],
     "labeler=custom": ["labeler._target_=own_labeler.Own"],
+    "engine=endpoint": ["steps=[data,revise]"],
+    "labeler=endpoint": ["labeler.model=judge"],
     "experiment=recorded": HH,
     "evaluation_sets=perplexity": ["evaluation_sets.sets.perplexity.documents.path=hh.jsonl"],
     **{
@@ -110,9 +112,8 @@ def test_evaluation_sets_are_put_to_every_model_once_there_are_some() -> None:
 
 
 def test_the_judge_of_win_rates_does_not_follow_the_labeler() -> None:
-    judges = [
-        config.compose([f"labeler={name}", *NEEDED.get(f"labeler={name}", [])]).win_rate for name in options("labeler")
-    ]
+    labelers = [f"labeler={name}" for name in options("labeler")]
+    judges = [config.compose([labeler, *NEEDED.get(labeler, [])]).win_rate for labeler in labelers]
     assert all(judge == judges[0] for judge in judges)
 
 
@@ -191,6 +192,15 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
         ("engine.device=cudaa", "engine: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
         ("engine.device=1", "engine.device: must be text, got 1"),
         ("engine.max_batch_tokens=0", "engine: max_batch_tokens: must be 1 or more, got 0"),
+        ("engine=endpoint", "evaluate: engine: must have the weights at hand: servers do not tell log-probabilities"),
+        ("labeler=endpoint", "labeler.model: must be text, got None"),
+        ("endpoint.mode=logprobs", "endpoint.mode: must be one of auto, logprob, decision, sampled, parsed, got"),
+        ("endpoint.base_urls=[localhost:8000]", "endpoint: base_urls: must be like http://localhost:8000/v1, got 'loc"),
+        ("endpoint.base_urls=['http://me:pw@x/v1']", "endpoint: base_urls: must not hold a password; name a variable"),
+        ("endpoint.api_key_env=NOT_SET", "endpoint: api_key_env: the environment has no variable 'NOT_SET'"),
+        ("endpoint.concurrency=0", "endpoint: concurrency: must be 1 or more, got 0"),
+        ("endpoint.prices={x:{input:1}}", "endpoint: prices.x: needs input and output, in USD per million tokens, got"),
+        ("endpoint.prices={x:{input:1,output:1,cash:1}}", "endpoint: prices.x: unknown price 'cash'; did you mean 'ca"),
         ("rl.device=cudaa", "rl: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
         ("sft.device=gpu", "sft: unknown device 'gpu'; did you mean 'cpu'? Allowed: auto,"),
         ("reward.device=cuda:1", "reward: device: this trainer takes the first GPU it sees, got 'cuda:1'; set CUDA_V"),

@@ -37,8 +37,8 @@ LAYERS = (
     ("cai.commands", "cai.cli", "cai.__main__"),
 )
 HEAVY = {
-    *("accelerate", "datasets", "evalica", "matplotlib", "peft", "pyarrow", "scipy", "statsmodels"),
-    *("torch", "transformers", "trl"),
+    *("accelerate", "datasets", "evalica", "httpx2", "matplotlib", "openai", "peft", "pyarrow", "scipy", "stamina"),
+    *("statsmodels", "torch", "transformers", "trl"),
 }
 
 

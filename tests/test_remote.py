@@ -11,7 +11,6 @@ import pytest
 from worlds import FunctionEngine, ai_labeler, comparison, data_folder, family, model_folder, rules, run
 
 from cai.engines.base import EnginePrompt, Generation, Receipt, RemoteEngine, Sampling, Scored, serves_by_name
-from cai.errors import EngineError
 from cai.labelers.journaled import label_journaled
 from cai.labelers.rating import JudgeReward
 from cai.models.digest import model_digest
@@ -229,9 +228,3 @@ def test_sample_compares_no_response_that_never_came(workdir: Path, data: Path) 
     assert len(comparisons) == 29 and "comparisons4" not in {c.id for c in comparisons}
     assert all(response.text for c in comparisons for response in c.responses)
     assert (facts["num_failed"], facts["num_left_out"]) == (1, 1)
-
-
-def test_a_server_that_gives_nothing_stops_the_stage(workdir: Path, data: Path) -> None:
-    engine = ServerEngine(lambda text: "http_400")
-    with pytest.raises(EngineError, match=r"respond: none of the 24 texts came; the first: http_400: why \(attempts"):
-        run(revise(workdir, engine), {"data": data}, workdir / "out")

@@ -23,6 +23,7 @@ __all__ = [
     "Scored",
     "Usage",
     "serves_by_name",
+    "taken_together",
 ]
 
 
@@ -151,7 +152,11 @@ class Engine(Protocol):
 
 @runtime_checkable
 class RemoteEngine(Engine, Protocol):
-    """An engine that asks a server: answers cost money, come one by one, and may fail to come at all."""
+    """An engine that asks a server: answers cost money, come one by one, and may fail to come.
+
+    When none comes at all it raises EngineError: that is a mistake in the settings, or the server's end, and not a
+    property of the questions.
+    """
 
     def keep_in(self, folder: Path) -> None:
         """Keep every answer in a journal in `folder` from now on, and take those that are there already from it."""
@@ -175,3 +180,18 @@ def serves_by_name(factory: object) -> bool:
     that name of the class it makes.
     """
     return bool(getattr(getattr(factory, "func", factory), "serves_by_name", False))
+
+
+def taken_together(parts: Sequence[Provenance]) -> Provenance:
+    """When the last of these answers came and what all of them took (at least one). `mode` has every mode, joined by +,
+    should a server have changed its mind.
+    """
+    return Provenance(
+        labeled_at=max(part.labeled_at for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        new_tokens=sum(part.new_tokens for part in parts),
+        cost=sum(part.cost for part in parts),
+        num_attempts=sum(part.num_attempts for part in parts),
+        mode="+".join(sorted({part.mode for part in parts if part.mode})),
+    )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from cai.engines.base import Engine, EnginePrompt, Generation, RemoteEngine, Sampling, Usage
-from cai.errors import EngineError
 from cai.progress import progress
 from cai.records import Journal, write_rows
 from cai.types import Response
@@ -34,7 +33,7 @@ def generate_journaled(
     `keys[i]` seeds `prompts[i]` and is its response's id; `prompt_ids[i]` says what it answers and `model` who answers.
     Texts are as the engine gave them; `trimmed` takes off the white space around them. A server's single answers are
     kept beside the journal as they come, and a response that it failed to give says so in `failed`, for the caller to
-    leave out. Raises EngineError when it failed to give any.
+    leave out.
     """
     if isinstance(engine, RemoteEngine):
         engine.keep_in(path.parent)
@@ -65,13 +64,7 @@ def generate_journaled(
                 buffer = []
         journal.append(buffer)
         bar.advance(len(buffer))
-    responses = [found[key] for key in keys]
-    if responses and all(response.failed for response in responses):
-        raise EngineError(
-            f"{title}: none of the {len(responses)} texts came; the first: {responses[0].failed}; "
-            f"to ask again, delete the folder {path.parent}"
-        )
-    return responses
+    return [found[key] for key in keys]
 
 
 def _failure(generation: Generation) -> str | None:

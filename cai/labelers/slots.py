@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cai.engines.base import Engine, EnginePrompt, Receipt, RemoteEngine, Sampling
+from cai.engines.base import Engine, EnginePrompt, Receipt, RemoteEngine, Sampling, taken_together
 from cai.progress import progress
 from cai.prompts import ChoiceSlot, Rendered, TextSlot
 from cai.types import Provenance
@@ -157,18 +157,6 @@ def _normalised(logps: Sequence[float]) -> tuple[float, list[float]]:
 
 
 def combined(receipts: Iterable[Receipt]) -> Provenance | None:
-    """When the last answer came and what all of them took together; None without receipts. An answer that several
-    questions share counts once. `mode` has every mode, joined by +, should a server have changed its mind.
-    """
-    parts = [receipt.provenance for receipt in {id(receipt): receipt for receipt in receipts}.values()]
-    if not parts:
-        return None
-    return Provenance(
-        labeled_at=max(part.labeled_at for part in parts),
-        seconds=sum(part.seconds for part in parts),
-        prompt_tokens=sum(part.prompt_tokens for part in parts),
-        new_tokens=sum(part.new_tokens for part in parts),
-        cost=sum(part.cost for part in parts),
-        num_attempts=sum(part.num_attempts for part in parts),
-        mode="+".join(sorted({part.mode for part in parts if part.mode})),
-    )
+    """What these answers took together, of which several questions may share one; None without receipts."""
+    distinct = {id(receipt): receipt.provenance for receipt in receipts}
+    return taken_together(list(distinct.values())) if distinct else None

@@ -1,0 +1,293 @@
+"""Asking a server until it answers: attempts, waits, limits, outages, and what all of it costs.
+
+One question is one POST, tried again after trouble that may pass. How many go out at a time, how many in a minute and
+how much they may cost is bounded. When nothing works any more, everybody waits for the server to come back, and no
+question's attempts are used up by that.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from cai.engines.wire.replies import Kind, Tokens, Trouble, check_model, one_line, parse, tokens
+from cai.engines.wire.requests import Request
+from cai.errors import EngineError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+__all__ = ["Handling", "Spending", "Tally", "Transport"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+_MILLION: Final = 1_000_000
+_LONGEST_WAIT: Final = 30.0  # seconds between attempts, unless the server asks for more
+_TRANSIENT: Final = frozenset({408, 409, 425, 429})  # and everything from 500 on
+_FATAL: Final = frozenset({401, 404, 405})
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # it would tell stderr about every attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handling:
+    """How answers are fetched; none of it changes what is asked. Times are in seconds."""
+
+    base_urls: Sequence[str]
+    api_key: str | None = None
+    concurrency: int = 32
+    requests_per_minute: float | None = None
+    timeout: float = 60.0
+    max_attempts: int = 6
+    retry_seconds: float = 0.5
+    outage_seconds: float = 600.0
+    reported_as: str | None = None
+
+
+@dataclass(slots=True)
+class Spending:
+    """Dollars spent so far, by the prices per million tokens (`input`, `output` and, where it differs, `cached`)."""
+
+    prices: Mapping[str, float]
+    max_cost: float | None
+    cost: float = 0.0
+
+    def price(self, used: Tokens) -> float:
+        """USD for these tokens."""
+        if not self.prices:
+            return 0.0
+        cached = self.prices.get("cached", self.prices["input"])
+        read = (used.read - used.cached) * self.prices["input"] + used.cached * cached
+        return (read + used.made * self.prices["output"]) / _MILLION
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one question has taken so far, over its attempts. `made` are the tokens of the last answer alone."""
+
+    outcomes: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    made: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+    host: "_Host | None" = None
+
+
+class _Host:
+    """One base URL. `failures` counts what went wrong since it last answered."""
+
+    def __init__(self, url: str, handling: Handling) -> None:
+        self.url = url
+        self._handling = handling
+        self.in_flight = 0
+        self.failures = 0
+        self.rests_until = 0.0
+
+    @cached_property
+    def client(self) -> "AsyncOpenAI":
+        """Without retries of its own: these would be neither counted nor paid for."""
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._handling.api_key or "none",
+            max_retries=0,
+            timeout=self._handling.timeout,
+        )
+
+
+class Transport:
+    """Sends requests to the least busy of several servers, for one event loop. `close` it in the end."""
+
+    def __init__(self, handling: Handling, model: str, spending: Spending) -> None:
+        self._handling = handling
+        self._model = model
+        self._spending = spending
+        self._hosts = [_Host(url, handling) for url in handling.base_urls]
+        self._slots = asyncio.Semaphore(handling.concurrency)
+        self._next_turn = 0.0
+        self._down_since: float | None = None
+        # More than one question can fail in a row, so that one that no server can stomach is not taken for an outage.
+        self._trip = max(10, 2 * handling.max_attempts)
+        self.stopped: EngineError | None = None
+        self.num_requests = 0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for host in self._hosts:
+            if "client" in vars(host):
+                await host.client.close()
+
+    async def fetch(
+        self, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally, then: Callable[[T], Awaitable[R]]
+    ) -> R:
+        """What `then` makes of what `read` makes of the answer. No other request takes this one's place before `then`
+        is through, so that answers which are not kept yet count as under way.
+
+        Raises Trouble when all attempts are used up, and EngineError when asking on makes no sense: `stopped` then has
+        it too, and every later call raises it.
+        """
+        import stamina
+
+        async for attempt in stamina.retry_context(
+            on=_wait, attempts=self._handling.max_attempts, timeout=None, wait_initial=self._handling.retry_seconds,
+            wait_max=_LONGEST_WAIT, wait_jitter=self._handling.retry_seconds,
+        ):  # fmt: skip
+            with attempt:
+                async with self._slots:
+                    return await then(await self._attempt(request, read, tally))
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
+        """One attempt; those that meet an outage are not counted."""
+        while True:
+            host = await self._host(tally.host)
+            try:
+                await self._turn()
+                self._check()
+                found = await self._send(host, request, read, tally)
+            except Trouble as trouble:
+                tally.outcomes.append(trouble.reason)
+                if trouble.kind is Kind.FATAL and not request.optional:
+                    raise self.stop(f"{host.url}: {trouble}") from None
+                if trouble.kind is not Kind.TRANSIENT:
+                    self._works(host)
+                elif self._fails(host):
+                    continue
+                raise
+            finally:
+                tally.host = host
+                host.in_flight -= 1
+            self._works(host)
+            tally.outcomes.append("ok")
+            return found
+
+    async def _send(self, host: _Host, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
+        """POST and read. Everything that can go wrong becomes Trouble."""
+        import httpx2
+        import openai
+
+        self.num_requests += 1
+        start = time.perf_counter()
+        try:
+            # The client's own timeout starts again with every byte, so a server that drips would never end.
+            async with asyncio.timeout(self._handling.timeout):
+                response = await host.client.post(request.path, cast_to=httpx2.Response, body=request.body)
+        except (TimeoutError, openai.APITimeoutError):
+            raise Trouble(Kind.TRANSIENT, "timeout", f"no whole answer within {self._handling.timeout:g} s") from None
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise Trouble(Kind.TRANSIENT, "connection", self._shown(f"{type(cause).__name__}: {cause}")) from None
+        finally:
+            tally.seconds += time.perf_counter() - start
+        try:
+            found = parse(response.text)
+            self._pay(tokens(found), tally)
+            check_model(found, self._model, self._handling.reported_as)
+            return read(found)
+        except Trouble as trouble:
+            raise Trouble(trouble.kind, trouble.reason, self._shown(trouble.detail)) from None
+
+    def _refusal(self, error: Any) -> Trouble:
+        """What an HTTP error status means."""
+        status: int = error.status_code
+        transient = status in _TRANSIENT or status >= 500
+        kind = Kind.TRANSIENT if transient else Kind.FATAL if status in _FATAL else Kind.PERMANENT
+        retry_after = None
+        with suppress(ValueError):  # none, or a date
+            retry_after = max(0.0, float(error.response.headers.get("retry-after", "")))
+        if retry_after is not None and retry_after > self._handling.outage_seconds:
+            detail = f"asks to wait {retry_after:g} s, and outage_seconds is {self._handling.outage_seconds:g}"
+            return Trouble(Kind.FATAL, f"http_{status}", detail)
+        return Trouble(kind, f"http_{status}", self._shown(error.response.text or error.message), retry_after)
+
+    def _pay(self, used: Tokens, tally: Tally) -> None:
+        cost = self._spending.price(used)
+        self._spending.cost += cost
+        tally.cost += cost
+        tally.prompt_tokens += used.read
+        tally.new_tokens += used.made
+        tally.made = used.made
+
+    def _shown(self, text: str) -> str:
+        """What a server said, fit for files: one line, and not our key, should it have repeated that."""
+        key = self._handling.api_key
+        return one_line(text.replace(key, "***") if key else text)
+
+    # --- when to send, and whether ---
+
+    async def _turn(self) -> None:
+        """Wait for this request's place in the minute."""
+        if self._handling.requests_per_minute is None:
+            return
+        now = time.monotonic()
+        turn = max(now, self._next_turn)
+        self._next_turn = turn + 60 / self._handling.requests_per_minute
+        await asyncio.sleep(turn - now)
+
+    def _check(self) -> None:
+        """Raise what stops everything."""
+        if self.stopped is not None:
+            raise self.stopped
+        limit = self._spending.max_cost
+        if limit is not None and self._spending.cost >= limit:
+            raise self.stop(
+                f"spent {self._spending.cost:.4f} USD of max_cost={limit:g}; every answer is kept, and with a higher "
+                "max_cost the same command goes on"
+            )
+
+    def stop(self, message: str) -> EngineError:
+        """Let what is under way be the last; the error that says why."""
+        if self.stopped is None:
+            self.stopped = EngineError(f"endpoint: {message}")
+        return self.stopped
+
+    async def _host(self, last: _Host | None) -> _Host:
+        """The least busy server that is not resting, rather not the `last` one; a place on it is taken."""
+        while True:
+            self._check()
+            now = time.monotonic()
+            awake = [host for host in self._hosts if host.rests_until <= now]
+            if awake:
+                host = min(awake, key=lambda host: (host is last, host.in_flight))
+                if host.failures >= self._trip:  # one request at a time finds out whether it is back
+                    host.rests_until = now + self._rest
+                host.in_flight += 1
+                return host
+            if self._down_since is not None and now - self._down_since > self._handling.outage_seconds:
+                raise self.stop(
+                    f"no answer from {', '.join(host.url for host in self._hosts)} for "
+                    f"{self._handling.outage_seconds:g} s; every answer so far is kept, and the same command goes on"
+                )
+            await asyncio.sleep(min(host.rests_until for host in self._hosts) - now)
+
+    @property
+    def _rest(self) -> float:
+        """Seconds between two looks at a server that is down."""
+        return 10 * self._handling.retry_seconds
+
+    def _works(self, host: _Host) -> None:
+        host.failures, host.rests_until, self._down_since = 0, 0.0, None
+
+    def _fails(self, host: _Host) -> bool:
+        """Whether this failure makes it an outage."""
+        host.failures += 1
+        if host.failures < self._trip:
+            return False
+        host.rests_until = time.monotonic() + self._rest
+        if self._down_since is None and all(one.failures >= self._trip for one in self._hosts):
+            self._down_since = time.monotonic()
+        return True
+
+
+def _wait(error: Exception) -> bool | float:
+    """Whether to try again, and after how many seconds where the server says so."""
+    if not isinstance(error, Trouble) or error.kind not in (Kind.TRANSIENT, Kind.GARBAGE):
+        return False
+    return True if error.retry_after is None else error.retry_after
