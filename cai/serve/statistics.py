@@ -11,7 +11,8 @@ from itertools import combinations, permutations
 from typing import Final
 
 from cai.report.agreement import alpha_of, alpha_table, kappa_of, kappa_table
-from cai.report.statistics import Bootstrap, Estimate, mean_table
+from cai.report.resampling import mean_table
+from cai.report.statistics import Bootstrap, Estimate
 from cai.types import Feedback
 
 __all__ = [
