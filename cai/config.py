@@ -108,6 +108,12 @@ class Settings:
                 f"rl.lora_rank: with {self.rl['lora_rank']} all networks lie over one base, for which the reward model "
                 "must be an adapter too; set reward.lora_rank, or rl.lora_rank=0"
             )
+        labels, dataset = (self.labeler or {}).get("path"), ((self.data or {}).get("source") or {}).get("path")
+        if labels is not None and labels == dataset and "path" not in (self.sample or {}):
+            raise ConfigError(
+                f"labeler.path: the labels in {labels} are of responses that are recorded there too; to train on those "
+                "in place of sampled ones add stage@sample=recorded, or say where else labels are"
+            )
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """The nodes with a `_target_`, by their top-level key."""

@@ -180,6 +180,10 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
             "experiment=rlhf data=hh data.source.path=hh.jsonl",
             "label.labeler: column: unknown column of the scorer 'gold'. Allowed: boilerplate,",
         ),
+        (
+            "experiment=rlhf data=hh data.source.path=hh.jsonl labeler=recorded",
+            "labeler.path: the labels in hh.jsonl are of responses that are recorded there too; to train on those in ",
+        ),
         ("labeler.temperature=-1", "label.labeler: temperature: must be 0 or more, got -1"),
         ("win_rate.labeler.temperature=-1", "win_rate.labeler: temperature: must be 0 or more, got -1"),
         ("revise.temperature=-1", "revise: temperature: must be 0 or more, got -1"),
