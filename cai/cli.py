@@ -28,6 +28,12 @@ def _compare(args: argparse.Namespace) -> None:
     run.compare(args.runs, args.output)
 
 
+def _compare_labelers(args: argparse.Namespace) -> None:
+    from cai.commands import run
+
+    run.compare_labelers(args.runs, args.output)
+
+
 def _constitution_check(args: argparse.Namespace) -> None:
     from cai.commands import files
 
@@ -154,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, "compare", _compare, "write one report about several runs")
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
     command.add_argument("--output", default="comparison", metavar="DIR", help="where report.html goes (%(default)s)")
+
+    command = _add(commands, "compare-labelers", _compare_labelers, "write a page about labelers of the same pairs")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of run folders")
+    command.add_argument("--output", default="labelers", metavar="DIR", help="where labelers.html goes (%(default)s)")
 
     command = commands.add_parser("constitution", help="check, test, preview, compare and import constitutions")
     group = command.add_subparsers(metavar="COMMAND", required=True)

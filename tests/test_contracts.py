@@ -247,7 +247,8 @@ def test_the_text_stages_run_on_a_real_model_and_survive_cuts(base: Path, whole:
         "data": prompts | {"data.json"},
         "revise": {"revisions.jsonl", "sft.jsonl", "revise.json"},
         "sample": {"comparisons.jsonl", "sample.json"},
-        **{name: labels for name in ("label", "label_cot", "label_people")},
+        **{name: labels for name in ("label_cot", "label_people")},
+        "label": labels | {"gold.jsonl"},
         "evaluate": {"responses.jsonl", "scores.jsonl", "summary.json"},
         "win_rate": {"wins.jsonl", "principles.jsonl", "win_rate.json"},
     }

@@ -101,7 +101,10 @@ def test_a_scorer_measures_labels_and_changes_none(workdir: Path) -> None:
         labeler = ai_labeler(workdir, FunctionEngine())
         facts[name] = run(Label(labeler=labeler, scorer=scorer), inputs, workdir / name)
     with_, without = finished(workdir / "with"), finished(workdir / "without")
-    assert {name for name in with_ if with_[name] != without[name]} == {"label.json"}
+    assert {name for name in with_ if with_[name] != without.get(name)} == {"label.json", "gold.jsonl"}
+    gold = {row["comparison_id"]: row["gold"] for row in read_rows(workdir / "with" / "gold.jsonl")}
+    counts = {c.id: [float(len(r.text.split())) for r in c.responses] for c in random_comparisons(30)}
+    assert gold == counts
     assert "gold_agreement" in facts["with"] and "gold_agreement" not in facts["without"]
 
 

@@ -16,7 +16,8 @@ from cai import config
 from cai.errors import DataError
 from cai.records import read_json, read_rows, write_json
 from cai.report import write_report
-from cai.report.labels import judged_by_arm, read_labels
+from cai.report.judged import judged_by_arm
+from cai.report.labels import read_labels
 from cai.report.layout import render
 from cai.report.measures import Column, Difference
 from cai.report.page import Report, as_json, gather, pictures

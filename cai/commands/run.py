@@ -21,7 +21,7 @@ from cai.prompts import PromptFamily
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import Entry, Store
 
-__all__ = ["compare", "run", "sweep"]
+__all__ = ["compare", "compare_labelers", "run", "sweep"]
 
 _VERSIONS: Final = ("cai", "torch", "transformers", "trl", "datasets", "numpy", "hydra-core")
 
@@ -63,6 +63,13 @@ def sweep(overrides: Sequence[str]) -> None:
 def compare(runs: Sequence[str], output: str) -> None:
     """Write one report about finished runs."""
     print(_report(_run_folders([Path(run) for run in runs]), Path(output)))
+
+
+def compare_labelers(runs: Sequence[str], output: str) -> None:
+    """Write a page about the labelers of finished runs, which labelled the same comparisons."""
+    from cai.report.study import write_study
+
+    print(write_study(_run_folders([Path(run) for run in runs]), Path(output)))
 
 
 # --- what a run is, and where it goes ---------------------------------------------------------------------------------

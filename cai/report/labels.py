@@ -9,21 +9,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Final
+from typing import Final
 
-from cai.labelers.aggregate import Aggregate, labels_of
 from cai.labelers.feedback import own_pairs
-from cai.labelers.statistics import both_orders, principle_verdicts
+from cai.labelers.statistics import both_orders
 from cai.report.agreement import Agreement, Estimator, human_ceiling
-from cai.report.runs import Run, by_arm
+from cai.report.judged import Judged, Key, key_of
 from cai.report.statistics import Bootstrap, Estimate, wilson
-from cai.types import Judgment, Pair
 
-__all__ = ["ArmLabels", "Judged", "Labels", "Position", "judged_by_arm", "read_labels"]
+__all__ = ["ArmLabels", "Labels", "Position", "labels_of_arms", "prompts_by_seed", "read_labels"]
 
 NUM_BARS: Final = 20  # of the histogram of label probabilities
 
-Key = tuple[str, int, int]  # comparison id and the two responses
 Rows = dict[int, list[tuple[str, float]]]  # per seed: (prompt id, value)
 
 
@@ -72,123 +69,25 @@ class Labels:
     has_gold: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One arm in one seed: judgments, the prompt of each comparison, and what is known of gold: differences by pair
-    from whoever labelled by gold, or else the (agreement, number of pairs) that the label stage counted itself.
-    `by_comparison` are the labels.
-    """
-
-    judgments: list[Judgment]
-    by_comparison: dict[str, Judgment]
-    prompts: dict[str, str]
-    gold: dict[Key, float]
-    counted: tuple[float, int] | None
-
-    def labels(self) -> Iterator[tuple[Key, float]]:
-        """The label of every pair of sampled responses: probability of the pair's first response."""
-        for judgment in self.by_comparison.values():
-            for pair in own_pairs(judgment):
-                yield _key(judgment, pair), pair.p
-
-    def verdicts(self) -> Iterator[tuple[str, Key, float]]:
-        """(principle, pair, p of the pair's first response) of every principle that judged, each by itself."""
-        for judgment in self.by_comparison.values():
-            for principle, (i, j), p in principle_verdicts(judgment):
-                yield principle, (judgment.comparison_id, i, j), p
-
-    def prompt(self, key: Key) -> str:
-        """What the bootstrap resamples."""
-        return self.prompts.get(key[0], key[0])
-
-
-def judged_by_arm(runs: Sequence[Run]) -> dict[str, dict[int, Judged]]:
-    """What the label stages wrote, by arm and seed."""
-    labelled = [run for run in runs if "label" in run.outputs]
-    judgments = {run.folder: run.outputs["label"].records("judgments.jsonl", Judgment) or [] for run in labelled}
-    gold: dict[str, dict[Key, float]] = defaultdict(dict)
-    prompts: dict[str, dict[str, str]] = {}
-    for run in labelled:
-        sampled = _sampled(run)
-        gold[sampled] |= _gold(run, judgments[run.folder])
-        if sampled not in prompts:
-            prompts[sampled] = _prompts(run)
-    return {
-        arm: {
-            run.seed: Judged(
-                judgments[run.folder],
-                labels_of(judgments[run.folder], _aggregate(run)).by_comparison,
-                prompts[_sampled(run)],
-                gold[_sampled(run)],
-                _counted(run),
-            )
-            for run in own
-        }
-        for arm, own in by_arm(labelled).items()
-    }
-
-
 def read_labels(arms: Mapping[str, Mapping[int, Judged]], bootstrap: Bootstrap) -> Labels | None:
     """The figures of the labels of every arm; None when no run has labels."""
-    if not arms:
-        return None
-    estimator = Estimator(bootstrap, _prompts_by_seed(arms.values()))
+    return labels_of_arms(arms, Estimator(bootstrap, prompts_by_seed(arms.values()))) if arms else None
+
+
+def labels_of_arms(arms: Mapping[str, Mapping[int, Judged]], estimator: Estimator) -> Labels:
+    """Every arm's figures, and the agreement of every two."""
     between = [_between(a, b, arms[a], arms[b], estimator) for a, b in combinations(arms, 2)]
     found = tuple(_arm(arm, judged, estimator) for arm, judged in arms.items())
     return Labels(found, tuple(b for b in between if b is not None), any(arm.gold for arm in found))
 
 
-def _sampled(run: Run) -> str:
-    """Which comparisons the run's labels are about."""
-    return run.outputs["sample"].fingerprint if "sample" in run.outputs else f"{run.folder}"
-
-
-def _aggregate(run: Run) -> Aggregate:
-    """How the run's label stage made labels of judgments."""
-    how: Aggregate = (run.config.get("label") or {}).get("aggregate", "first")
-    return how
-
-
-def _prompts(run: Run) -> dict[str, str]:
-    """Prompt id by comparison id."""
-    rows = run.outputs["sample"].rows("comparisons.jsonl") if "sample" in run.outputs else None
-    return {row["id"]: row["prompt"]["id"] for row in rows or ()}
-
-
-def _prompts_by_seed(arms: Iterable[Mapping[int, Judged]]) -> dict[int, set[str]]:
+def prompts_by_seed(arms: Iterable[Mapping[int, Judged]]) -> dict[int, set[str]]:
+    """All prompts of every seed, so that every figure shares the same draws."""
     found: dict[int, set[str]] = defaultdict(set)
     for judged in arms:
         for seed, one in judged.items():
             found[seed].update(one.prompts.values())
     return found
-
-
-def _gold(run: Run, judgments: Sequence[Judgment]) -> dict[Key, float]:
-    """Gold differences (first - second) by pair, from evidence rows with a `gold` pair.
-
-    Simulated people may be told to value another column; what they then call gold is no measure.
-    """
-    labeler = (run.config.get("label") or {}).get("labeler") or {}
-    if labeler.get("column", "gold") != "gold":
-        return {}
-    found: dict[Key, float] = {}
-    for judgment in judgments:
-        for row in judgment.evidence:
-            if "gold" in row:
-                pair: Any = row["pair"]
-                gold: Any = row["gold"]
-                found[(judgment.comparison_id, pair[0], pair[1])] = gold[0] - gold[1]
-    return found
-
-
-def _counted(run: Run) -> tuple[float, int] | None:
-    """What label.json says of agreement with gold."""
-    gold = (run.outputs["label"].json("label.json") or {}).get("gold")
-    return (gold["agreement"], gold["num_pairs"]) if gold and gold["agreement"] is not None else None
-
-
-def _key(judgment: Judgment, pair: Pair) -> Key:
-    return judgment.comparison_id, pair.first, pair.second
 
 
 # --- one arm ----------------------------------------------------------------------------------------------------------
@@ -249,7 +148,7 @@ def _people(judged: Mapping[int, Judged], estimator: Estimator) -> Agreement | N
         given: dict[Key, list[float]] = defaultdict(list)
         for judgment in one.judgments:
             for pair in own_pairs(judgment):
-                given[_key(judgment, pair)].append(pair.p)
+                given[key_of(judgment, pair)].append(pair.p)
         rows[seed] = [
             (one.prompt(k), ps[0] > 0.5, ps[1] > 0.5) for k, ps in given.items() if len(ps) > 1 and 0.5 not in ps[:2]
         ]

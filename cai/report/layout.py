@@ -19,7 +19,7 @@ from cai.visible import visible
 if TYPE_CHECKING:
     from cai.report.page import Report
 
-__all__ = ["render"]
+__all__ = ["GLYPHS", "environment", "render"]
 
 # The markers of `plots.MARKERS` in their order, as paths in a box of 10 by 10.
 GLYPHS: Final = (
@@ -46,16 +46,16 @@ class DifferenceRow:
     cells: tuple[Difference | None, ...]
 
 
-def render(report: "Report", pictures: Mapping[str, str]) -> str:
-    """The whole page. Everything but `pictures` is escaped."""
-    environment = Environment(
+def environment() -> Environment:
+    """Jinja with the filters of these pages. Everything is escaped but what is Markup."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "figure": words.figure,
         "cell": words.cell,
         "interval": words.interval,
@@ -65,9 +65,15 @@ def render(report: "Report", pictures: Mapping[str, str]) -> str:
         "compact": _compact,
         "visible": visible,
     }
+    return made
+
+
+def render(report: "Report", pictures: Mapping[str, str]) -> str:
+    """The whole page. Everything but `pictures` is escaped."""
     shown = [c for c in report.measures.columns if any(c.name in f for f in report.measures.figures.values())]
     main, further = _split(shown)
-    return environment.get_template("report.html.jinja").render(
+    template = environment().get_template("report.html.jinja")
+    return template.render(
         report=report,
         pictures={name: Markup(svg) for name, svg in pictures.items()},
         main=main,

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from cai.records import to_json, write_json, write_text
 from cai.report import plots
-from cai.report.labels import Labels, judged_by_arm, read_labels
+from cai.report.judged import judged_by_arm
+from cai.report.labels import Labels, read_labels
 from cai.report.limits import absences, limits
 from cai.report.measures import PRIMARY, Measures, declared_metrics, measure
 from cai.report.plots import Curve, Point
@@ -106,7 +107,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
     known = [one.constitution for one in used if one.constitution]
     return Report(
         title=_title(policies),
-        notice=_notice(runs),
+        notice=notice_of(runs),
         seed=_SEED,
         num_draws=num_draws,
         findings=(*findings(policies, measures, rates), *label_findings(labels, rewards)),
@@ -142,7 +143,7 @@ def _title(policies: Sequence[Policy]) -> str:
     return f"{arms[0]}, step by step" if arms else "A run, step by step"
 
 
-def _notice(runs: Sequence[Run]) -> str:
+def notice_of(runs: Sequence[Run]) -> str:
     """What the data of the runs wants said first (the configuration's `notice`), once each."""
     notices = [run.config.get("notice", "") for run in runs]
     return " ".join(dict.fromkeys(notice for notice in notices if notice))

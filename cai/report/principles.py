@@ -12,7 +12,7 @@ from typing import Any, Final
 from cai.constitution import Constitution
 from cai.labelers.statistics import DECIDED
 from cai.report.agreement import Estimator
-from cai.report.labels import Judged
+from cai.report.judged import Judged
 from cai.report.resampling import Table, mean_table
 from cai.report.runs import Policy, Run, by_arm
 from cai.report.statistics import Bootstrap, Estimate

@@ -1,5 +1,6 @@
 """Stage label: a labeler judges the comparisons; this is the only place that decides between RLHF and RLAIF."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ __all__ = ["Label"]
 
 class Label:
     """Writes judgments.jsonl (Judgment), preferences.jsonl (Preference), label.json and, where a judge was asked
-    questions that it gave no answer to, failed.jsonl (a row per question, with the reason).
+    questions that it gave no answer to, failed.jsonl (a row per question, with the reason). Where gold is measured,
+    gold.jsonl has that of every comparison's responses.
 
     A comparison may have several judgments, by different people. All are kept, they measure agreement, and `aggregate`
     (`cai.labelers.aggregate`) makes its label of them: the first, the majority or the mean. An abstention gives no
@@ -57,7 +59,8 @@ class Label:
         judgments = label_journaled(self._labeler, comparisons, output / "judgments.journal", title="label")
         found = labels_of(judgments, self._aggregate)
         labels = found.by_comparison
-        summary = self._summary(comparisons, judgments, labels) | {"num_tied": found.num_tied}
+        gold = self._gold(comparisons)
+        summary = self._summary(comparisons, judgments, labels, gold) | {"num_tied": found.num_tied}
         if comparisons and summary["num_abstained"] == len(comparisons):
             reasons = ", ".join(f"{reason}: {number}" for reason, number in summary["abstained"].items())
             raise LabelerError(
@@ -76,15 +79,18 @@ class Label:
         write_records(output / "preferences.jsonl", preferences)
         if failed := unanswered(judgments):
             write_rows(output / "failed.jsonl", failed)
+        if gold is not None:
+            plain = {name: [None if math.isnan(x) else x for x in scores] for name, scores in gold.items()}
+            write_rows(output / "gold.jsonl", ({"comparison_id": name, "gold": row} for name, row in plain.items()))
         write_json(output / "label.json", summary)
         return {**_facts(summary), **self._labeler.facts()}
 
     def _summary(
-        self, comparisons: Sequence[Comparison], judgments: Sequence[Judgment], labels: Mapping[str, Judgment]
-    ) -> dict[str, Any]:
+        self, comparisons: Sequence[Comparison], judgments: Sequence[Judgment], labels: Mapping[str, Judgment],
+        gold: Mapping[str, Sequence[float]] | None,
+    ) -> dict[str, Any]:  # fmt: skip
         principles = Counter(principle_id for label in labels.values() for principle_id in label.principle_ids)
         feedback = said(judgments)
-        gold = self._gold(comparisons)
         ladder = None if gold is None else monotonicity(comparisons, gold)
         return {
             "labeler": self._labeler.name,
