@@ -14,6 +14,7 @@ import tiny_models
 import torch
 from safetensors import safe_open
 from test_ppo import END, PROMPTS, count_of, rows_of, settings
+from test_ppo_options import Texts
 from test_resume import digests
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -295,7 +296,9 @@ def test_an_adapter_goes_on_no_other_base(inputs: dict[str, Path], tmp_path: Pat
 # --- one base under all networks --------------------------------------------------------------------------------------
 
 
-def over_one_base(inputs: dict[str, Path], reward: Callable[..., Tensor] | None = None, **changes: Any) -> PPOTrainer:
+def over_one_base(
+    inputs: dict[str, Path], reward: Callable[..., Tensor] | None = None, ptx: Texts | None = None, **changes: Any
+) -> PPOTrainer:
     given = settings(device="cpu", **{**LORA, **changes})
     paths = inputs["sft"] / "model", inputs["reward"] / "model"
     made = load_networks(given, *paths, longest_prompt=9, scaled=False)
@@ -307,6 +310,7 @@ def over_one_base(inputs: dict[str, Path], reward: Callable[..., Tensor] | None 
         reward_scale=made.reward_scale,
         stop_ids=[END],
         settings=given,
+        ptx=ptx,
     )
 
 
@@ -371,6 +375,13 @@ def test_a_token_that_pays_is_learnt(value: str, inputs: dict[str, Path]) -> Non
     )  # fmt: skip
     scores = [made.update(PROMPTS * 16).diagnostics["score_mean"] for _ in range(20)]
     assert scores[0] < 1.5 and scores[-1] > 6.5
+
+
+def test_documents_are_mixed_in(inputs: dict[str, Path]) -> None:
+    made = over_one_base(inputs, ptx=Texts(), ptx_coefficient=3.0, learning_rate=2e-2)
+    before = snapshot(made.reference.model)
+    losses = [made.update(PROMPTS).diagnostics["ptx_loss"] for _ in range(8)]
+    assert losses[-1] < 0.7 * losses[0] and same(before, snapshot(made.reference.model))
 
 
 @pytest.mark.slow
