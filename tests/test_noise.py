@@ -9,6 +9,7 @@ import yaml
 from synthetic_runs import make_runs
 from worlds import FunctionEngine, comparison, data_folder, finished, holds_when_cut, model_folder, run
 
+from cai import config
 from cai.engines.base import Sampling
 from cai.errors import ConfigError, DataError, LabelerError
 from cai.labelers.noise import NoiseLabeler
@@ -195,6 +196,17 @@ def test_noise_makes_a_round_trip(tmp_path: Path) -> None:
     assert read_records(tmp_path / "c.jsonl", Comparison) == comparisons
     keys = [set(response) for row in read_rows(tmp_path / "c.jsonl") for response in row["responses"]]
     assert [("noise" in own) for own in keys] == [True, True, False, True]
+
+
+def test_the_labeler_says_how_its_responses_are_sampled() -> None:
+    settings = config.compose(["labeler=noise", "sft.keep_left=${labeler.ladder.levels}"])
+    assert settings.sample["ladder"] == settings.labeler["ladder"] == settings.label["labeler"]["ladder"]
+    assert settings.sft["keep_left"] == settings.labeler["ladder"]["levels"]
+    assert config.compose(["labeler=ai"]).sample["ladder"] is None
+    arms = [config.compose(["experiment=drex", *more]) for more in ([], ["labeler=ai"])]
+    assert [arm.reward["head"] for arm in arms] == ["mean", "mean"]  # the reward model does not ask who labelled
+    with pytest.raises(ConfigError, match=r"sample\.ladder: levels: an order needs at least 2 different levels"):
+        config.build(config.compose(["labeler=noise", "labeler.ladder.levels=[1,1]"]), ["sample"])
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import tiny_models
 import torch
 
 from cai.engines.base import EnginePrompt, Sampling
+from cai.engines.endpoint import EndpointEngine
 from cai.engines.transformers import TransformersEngine
-from cai.errors import ConfigError
+from cai.errors import ConfigError, EngineError
 from cai.models.decoding import Decoded, sample
 from cai.models.noise import TokenNoise, plain_ids
 from cai.types import Turn
@@ -93,3 +94,10 @@ def test_the_engine_draws_words_and_no_markers(tmp_path: Path) -> None:
     for epsilon in (-0.1, 1.5):
         with pytest.raises(ConfigError, match=f"epsilon: must be a probability from 0 to 1, got {epsilon}"):
             Sampling(max_new_tokens=1, epsilon=epsilon)
+
+
+def test_a_server_cannot_and_says_so() -> None:
+    engine = EndpointEngine(model="m", base_urls=["http://127.0.0.1:9/v1"])
+    asked = engine.generate([EnginePrompt(text="a")], Sampling(max_new_tokens=1, epsilon=0.2), seed=0, keys=["a"])
+    with pytest.raises(EngineError, match=r"endpoint: no server puts random tokens into an answer \(epsilon 0\.2\)"):
+        next(iter(asked))

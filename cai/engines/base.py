@@ -45,7 +45,8 @@ class EnginePrompt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to sample. `temperature` 0 is greedy; `stop` strings end the text and are not part of it. With probability
-    `epsilon` a token is a random one in place of the model's (noise on purpose: `cai.noise`).
+    `epsilon` a token is a random one in place of the model's (noise on purpose: `cai.noise`); an engine that cannot do
+    that raises EngineError.
     """
 
     max_new_tokens: int

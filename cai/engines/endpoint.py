@@ -139,6 +139,8 @@ class EndpointEngine:
         """
         if len(keys) != len(prompts):
             raise EngineError(f"generate: {len(prompts)} prompts but {len(keys)} keys")
+        if sampling.epsilon:
+            raise EngineError(f"endpoint: no server puts random tokens into an answer (epsilon {sampling.epsilon:g})")
         _check_prompts(prompts)
 
         def job(index: int) -> Job:
