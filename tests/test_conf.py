@@ -67,6 +67,7 @@ def test_every_preset_composes_and_builds(choice: str) -> None:
     assert set(stages) == {step.key for step in chosen(settings.steps, settings.nodes())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_arm_of_every_experiment_composes_and_plans(experiment: str) -> None:
     overrides = [f"experiment={experiment}", "model.path=model", *NEEDED.get(f"experiment={experiment}", [])]

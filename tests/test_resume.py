@@ -37,6 +37,7 @@ PREFERENCES = [
 # 3 epochs of 6 or 7 steps, a row of the curve per step or the mean of several, dropout so that randomness shows.
 TRAINING: dict[str, Any] = {"seed": 0, "num_epochs": 3, "batch_size": 4, "microbatch_size": 2, "device": "cpu"}
 Runner = Callable[..., None]
+pytestmark = pytest.mark.slow  # dozens of small trainings
 
 
 class Killed(BaseException):
@@ -250,7 +251,6 @@ def test_a_negative_number_of_steps_is_refused(stage: Any) -> None:
         stage(seed=0, checkpoint_every=-1, **model)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-lora"])
 def test_kill_9_at_twenty_moments(stage: str, inputs: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_points.py")
