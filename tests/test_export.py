@@ -357,7 +357,7 @@ def test_trls_reward_trainer_takes_the_export(tmp_path: Path) -> None:
     found = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     config = RewardConfig(
         output_dir=str(tmp_path / "trained"), max_steps=3, per_device_train_batch_size=4, max_length=4096, use_cpu=True,
-        report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, gradient_checkpointing=False,
+        report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, activation_checkpointing=False,
     )  # fmt: skip
     trainer = RewardTrainer(
         model=model, args=config, train_dataset=found["train"], eval_dataset=found["test"], processing_class=tokenizer

@@ -10,7 +10,8 @@ import pytest
 import random_model
 from kill_resume import command, digests, finish, killed
 
-from cai.records import read_json
+from cai.records import read_json, read_records
+from cai.types import Preference
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +124,15 @@ def test_dialogues_and_any_model(tmp_path: Path) -> None:
     assert report["notice"] == "" and [policy["name"] for policy in report["policies"]][:2] == ["Base", "SL-CAI"]
     (data,) = tmp_path.glob("store/data/*/data.json")
     assert read_json(data)["source"]["rows"] == 60
+
+    # The file's own responses and labels in place of sampled and judged ones: everything before them is shared.
+    recorded = [*(o for o in overrides if o not in ("experiment=rlaif", "labeler.min_mass=0")), "experiment=rlhf"]
+    printed = finish(tmp_path, [*recorded, "labeler=recorded", "stage@sample=recorded"])
+    assert [name for name, cached in steps(printed)[:7] if cached] == ["data", "revise", "sft"]
+    (preferences,) = (p for p in tmp_path.glob("store/label/*/preferences.jsonl") if '"recorded"' in p.read_text())
+    for preference in read_records(preferences, Preference):
+        (pair,) = preference.pairs
+        assert preference.responses[pair.first if pair.p else pair.second].startswith("gladly")
 
 
 def test_the_baselines_take_the_place_of_ppo(tmp_path: Path) -> None:
