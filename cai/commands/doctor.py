@@ -9,7 +9,13 @@ from typing import Final
 __all__ = ["doctor"]
 
 # One package that only the extra brings, for each extra that a person may want.
-_EXTRAS: Final = {"serve": "fastapi", "endpoint": "openai", "sweep": "hydra-joblib-launcher", "dev": "pytest"}
+_EXTRAS: Final = {
+    "serve": "fastapi",
+    "postgres": "psycopg",
+    "endpoint": "openai",
+    "sweep": "hydra-joblib-launcher",
+    "dev": "pytest",
+}
 
 
 def doctor() -> None:

@@ -30,17 +30,19 @@ def label_journaled(labeler: Labeler, comparisons: Sequence[Comparison], path: P
         bar_at = len(done)
         bar.advance(bar_at)
         seen = set(done)
-        for judgment in labeler.label(comparisons, done=done):
-            seen.add(judgment.comparison_id)
-            if judgment.id not in judgments:
-                judgments[judgment.id] = judgment
-                buffer.append(judgment)
-            if len(buffer) == _BUFFER:
-                journal.append(buffer)
-                # Judgments come in bursts; a bar that followed each would think the first one took all the time.
-                bar.advance(len(seen) - bar_at)
-                bar_at, buffer = len(seen), []
-        journal.append(buffer)
+        try:
+            for judgment in labeler.label(comparisons, done=done):
+                seen.add(judgment.comparison_id)
+                if judgment.id not in judgments:
+                    judgments[judgment.id] = judgment
+                    buffer.append(judgment)
+                if len(buffer) == _BUFFER:
+                    journal.append(buffer)
+                    # Judgments come in bursts; a bar that followed each would think the first one took all the time.
+                    bar.advance(len(seen) - bar_at)
+                    bar_at, buffer = len(seen), []
+        finally:  # also when the labeler cannot go on now, as one that waits for people
+            journal.append(buffer)
         bar.advance(len(seen) - bar_at)
     place = {comparison.id: number for number, comparison in enumerate(comparisons)}
     return sorted(judgments.values(), key=lambda judgment: place[judgment.comparison_id])

@@ -12,7 +12,7 @@ from cai.records import seed_of
 from cai.serve.accounts import Account
 from cai.serve.form import Form, shown_order
 from cai.serve.queue import dump, load, recount
-from cai.serve.tables import Database, answers, batches, claims, tasks, withdrawn
+from cai.serve.tables import Database, answers, batches, claims, is_wanted, tasks, withdrawn
 from cai.types import Comparison, Feedback
 
 __all__ = ["Desk", "Screen", "Tally"]
@@ -119,13 +119,12 @@ class Desk:
             count = select(func.count()).select_from(answers).where(answers.c.labeler == labeler.id)
             recent = select(answers.c.seconds).where(answers.c.labeler == labeler.id)
             seconds = connection.execute(recent.order_by(answers.c.answered_at.desc()).limit(_RECENT)).scalars().all()
-            left = (
-                select(func.count()).select_from(tasks.join(batches)).where(*_open_to(labeler), tasks.c.num_missing > 0)
-            )
+            wanted = select(func.count()).select_from(tasks.join(batches)).where(batches.c.is_open, is_wanted)
+            mine = wanted.join(answers, answers.c.task == tasks.c.id).where(answers.c.labeler == labeler.id)
             last = _last(connection, labeler)
             return Tally(
                 num_answered=int(connection.execute(count).scalar_one()),
-                num_left=int(connection.execute(left).scalar_one()),
+                num_left=connection.execute(wanted).scalar_one() - connection.execute(mine).scalar_one(),
                 median_seconds=statistics.median(seconds) if seconds else None,
                 last=None if last is None or last.is_taken else str(last.task),
             )
@@ -148,7 +147,7 @@ class Desk:
         )
         order = (batches.c.id.desc(), tasks.c.position)
         mine = select(tasks).select_from(tasks.join(batches)).where(*_open_to(labeler)).order_by(*order).limit(1)
-        row = connection.execute(mine.where(tasks.c.num_missing > 0, tasks.c.num_missing > others)).one_or_none()
+        row = connection.execute(mine.where(is_wanted, tasks.c.num_missing > others)).one_or_none()
         if row is None:
             return None
         count = select(func.count()).select_from(answers).where(answers.c.labeler == labeler.id)

@@ -25,7 +25,7 @@ from cai.serve.statistics import (
     shown_first_preferred,
     with_others,
 )
-from cai.serve.tables import Database, answers, batch_tasks, batches, labelers, tasks
+from cai.serve.tables import Database, answers, batch_tasks, batches, is_wanted, labelers, tasks
 from cai.types import Comparison, Feedback
 
 __all__ = ["BatchRow", "Overview", "PersonRow", "lines", "overview"]
@@ -114,7 +114,7 @@ def overview(database: Database) -> Overview:
 
 def _batches(connection: Connection) -> list[BatchRow]:
     """Latest first."""
-    missing = case((tasks.c.num_missing > 0, tasks.c.num_missing), else_=0)
+    missing = case((is_wanted, tasks.c.num_missing), else_=0)
     query = (
         select(
             batches,

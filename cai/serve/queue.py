@@ -12,7 +12,7 @@ from sqlalchemy.sql.expression import bindparam
 from cai.codec import from_json, to_json
 from cai.records import fingerprint
 from cai.serve.form import Form, Gold, task_id
-from cai.serve.tables import Database, answers, batch_tasks, batches, labelers, tasks, withdrawn
+from cai.serve.tables import Database, answers, batch_tasks, batches, is_wanted, labelers, tasks, withdrawn
 from cai.types import Comparison, Feedback
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _missing(connection: Connection, wanted: Iterable[str]) -> int:
     total = 0
     for ids in chunks(list(wanted)):
         query = select(func.coalesce(func.sum(tasks.c.num_missing), 0))
-        total += int(connection.execute(query.where(tasks.c.id.in_(ids), tasks.c.num_missing > 0)).scalar_one())
+        total += int(connection.execute(query.where(tasks.c.id.in_(ids), is_wanted)).scalar_one())
     return total
 
 

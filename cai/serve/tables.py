@@ -30,6 +30,7 @@ from sqlalchemy import (
     event,
     insert,
     inspect,
+    literal_column,
     make_url,
     select,
     text,
@@ -44,6 +45,7 @@ __all__ = [
     "batch_tasks",
     "batches",
     "claims",
+    "is_wanted",
     "labelers",
     "meta",
     "read_versions",
@@ -92,8 +94,16 @@ tasks = Table(
     Column("num_missing", Integer, nullable=False),  # num_wanted less the answers that count; below 0: more than wanted
     Column("gold", Text),  # JSON of the expert's Feedback
     Column("comparison", Text, nullable=False),  # JSON
-    Index("tasks_wanted", "batch", "position", sqlite_where=text("num_missing > 0")),
+    Index(
+        "tasks_wanted",
+        "batch",
+        "position",
+        sqlite_where=text("num_missing > 0"),
+        postgresql_where=text("num_missing > 0"),
+    ),
 )
+# As the index has it: with a parameter in place of the 0 the database would not see that they are the same.
+is_wanted = tasks.c.num_missing > literal_column("0")
 
 batch_tasks = Table(  # which batches want a task
     "batch_tasks",
