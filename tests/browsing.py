@@ -162,7 +162,7 @@ class Person:
             page.keyboard.press("Enter")
         else:
             page.locator("#show-skip").click()
-            page.get_by_text("I do not know").click()
+            page.locator("label:has(input[value='I do not know'])").click()
             page.get_by_role("button", name="Skip it").click()
 
     def _about_each(self, asked: Form, by_keys: bool) -> tuple[list[int], list[tuple[str, ...]]]:
