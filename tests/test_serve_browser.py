@@ -21,7 +21,10 @@ from cai.records import read_json, read_records
 from cai.serve.form import Form, Gold, shown_order, task_id
 from cai.types import Comparison, Feedback, Judgment
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was tested in no browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was tested in no browser"),
+]
 
 
 @pytest.fixture(scope="module")
