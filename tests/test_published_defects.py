@@ -2,21 +2,27 @@
 
 import gzip
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from worlds import comparison
+from worlds import FunctionEngine, ai_labeler, comparison, run
 
 from cai.datasets.export import preference_rows
 from cai.datasets.labelled import Labelled
 from cai.datasets.recorded import Recorded
+from cai.engines.base import EnginePrompt
+from cai.errors import EngineError
 from cai.labelers.feedback import judgment_of
-from cai.types import Feedback
+from cai.records import read_records, write_records
+from cai.stages.label import Label
+from cai.types import Feedback, Preference
 
 SAMPLE = Path(__file__).parent.parent.parent / "shared" / "data" / "hh-harmless-sample.jsonl.gz"
 
@@ -141,3 +147,74 @@ def test_draws_are_seeded(tmp_path: Path) -> None:
 
     assert drawn("there", 3, 1) == drawn("there", 3, 2) == drawn("back", 3, 1)
     assert drawn("there", 3, 1) != drawn("there", 4, 1)
+
+
+# --- the judge: its order swap is never undone, one order only, no judge at all ---------------------------------------
+
+
+def by_content(asked: EnginePrompt, choice: str) -> float:
+    """Prefers what holds the word good, wherever it is shown."""
+    if choice in (" yes", " no"):
+        return math.log(0.5)
+    first = "good" in asked.text.split("one ")[1].split(" two ")[0]
+    return math.log(0.8 if (choice == " (A)") == first else 0.2)
+
+
+@pytest.mark.parametrize("both_orders", [True, False])
+def test_a_judge_s_order_swap_is_undone(workdir: Path, both_orders: bool) -> None:
+    items = [comparison(f"c{i}", *(("good", "bad") if i % 2 else ("bad", "good"))) for i in range(40)]
+    write_records(workdir / "sample" / "comparisons.jsonl", items)
+    labeler = ai_labeler(workdir, FunctionEngine(logp=by_content), both_orders=both_orders)
+    run(Label(labeler=labeler), {"sample": workdir / "sample"}, workdir / "out")
+    for preference in read_records(workdir / "out" / "preferences.jsonl", Preference):
+        (pair,) = preference.pairs
+        chosen = preference.responses[pair.first if pair.p > 0.5 else pair.second]
+        assert chosen == "good", "the chosen one is what the judge says, not what was shown first"
+
+
+def test_both_orders_are_asked_unless_told_otherwise(workdir: Path) -> None:
+    """A judge that goes by the place alone has nothing to say."""
+    engine = FunctionEngine(logp=lambda asked, choice: math.log(0.9 if choice in (" (A)", " yes") else 0.1))
+    (judgment,) = ai_labeler(workdir, engine).label([comparison("c", "one text", "other text")])
+    shown: list[Any] = [row["shown"] for row in judgment.evidence]
+    assert sorted(shown) == [[0, 1], [1, 0]]
+    assert judgment.pairs[0].p == 0.5
+
+
+def test_a_judge_s_tie_is_not_recorded_as_a_random_pair(workdir: Path) -> None:
+    even = FunctionEngine(logp=lambda *_: math.log(0.4))
+    items = [comparison(f"c{i}", f"x {i}", f"y {i}") for i in range(20)]
+    assert [j.pairs[0].p for j in ai_labeler(workdir, even).label(items)] == [0.5] * 20, "even, and said so"
+    abstains = list(ai_labeler(workdir, even, min_distance=0.01).label(items))
+    assert {(j.pairs, j.abstained) for j in abstains} == {((), "undecided")}, "or no label, and counted"
+
+
+def test_the_revision_is_not_always_the_chosen_one(workdir: Path) -> None:
+    """There is a judge: of a response and its revision, it may well prefer the response."""
+    items = [comparison(f"c{i}", "response" + " good" * (i % 2), "revision" + " good" * (1 - i % 2)) for i in range(10)]
+    judgments = list(ai_labeler(workdir, FunctionEngine(logp=by_content)).label(items))
+    assert [j.pairs[0].p > 0.5 for j in judgments] == [i % 2 == 1 for i in range(10)]
+
+
+def test_an_exception_in_the_middle_loses_no_label_and_drops_no_row(workdir: Path) -> None:
+    """Labels are saved as they come, and an exception stops the run rather than pass over a row."""
+    items = [comparison(f"c{i}", f"good {i}", f"bad {i}") for i in range(600)]
+    write_records(workdir / "sample" / "comparisons.jsonl", items)
+
+    def breaks(asked: EnginePrompt, choice: str) -> float:
+        if "question c590\n" in asked.text:
+            raise EngineError("the judge fell over")
+        return by_content(asked, choice)
+
+    with pytest.raises(EngineError, match="the judge fell over"):
+        run(
+            Label(labeler=ai_labeler(workdir, FunctionEngine(logp=breaks))),
+            {"sample": workdir / "sample"},
+            workdir / "out",
+        )
+    saved = len((workdir / "out" / "judgments.journal").read_text().splitlines())
+    assert saved >= 512
+    engine = FunctionEngine(logp=by_content)
+    run(Label(labeler=ai_labeler(workdir, engine)), {"sample": workdir / "sample"}, workdir / "out")
+    assert len(read_records(workdir / "out" / "preferences.jsonl", Preference)) == 600
+    assert sum(map(len, engine.scored)) < 600 * 14, "what was saved is not asked again"

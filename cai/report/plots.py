@@ -180,8 +180,11 @@ def _mean_line(lines: Sequence[Curve]) -> tuple[list[float], list[float]]:
     return mean[0], mean[1]
 
 
-def reliability(panels: Mapping[str, tuple[int, Sequence[Any]]]) -> str:
-    """Predicted against actual, one panel per reward model; bins are `agreement.Bin`s, dots grow with their counts."""
+def reliability(
+    panels: Mapping[str, tuple[int, Sequence[Any]]], *, x_label: str = "predicted probability",
+    y_label: str = "labelled probability",
+) -> str:  # fmt: skip
+    """Predicted against actual, one panel per model; bins are `agreement.Bin`s, dots grow with their counts."""
 
     def draw(axes: "Sequence[Axes]") -> None:
         for ax, (title, (series, bins)) in zip(axes, panels.items(), strict=True):
@@ -194,8 +197,8 @@ def reliability(panels: Mapping[str, tuple[int, Sequence[Any]]]) -> str:
                 size = 3 + 5 * (b.num / most) ** 0.5
                 ax.plot(b.predicted, b.outcome, MARKERS[series], color=colour, markersize=size, markeredgewidth=0)
             ax.set(title=title, xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            ax.set(xlabel="predicted probability", aspect="equal")
-        axes[0].set_ylabel("labelled probability")
+            ax.set(xlabel=x_label, aspect="equal")
+        axes[0].set_ylabel(y_label)
 
     return _svg(draw, columns=len(panels), height=2.75, width=min(7.4, 2.5 * len(panels) + 0.3), gap=0.4)
 

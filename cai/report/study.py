@@ -35,6 +35,7 @@ __all__ = ["LabelerStudy", "Spent", "Study", "gather_study", "write_study"]
 
 _SEED: Final = 0  # of the bootstrap; stated on the page
 _THOUSAND: Final = 1000
+_ACROSS: Final = 3  # small pictures side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,12 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class LabelerStudy:
-    """One labeler. `calibration` has the bins of p against gold, for labels that are soft."""
+    """One labeler. `calibration` has the bins of p against gold, for labels that are soft; `num_neutralised` counts the
+    judgments of which some text was shown with a marker of the prompt's format broken up.
+    """
 
     labels: ArmLabels
+    num_neutralised: int
     place: Bias
     length: Bias
     calibration: tuple[Bin, ...]
@@ -177,7 +181,8 @@ def _labeler(
             tables.append(calibration_table(seed, [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]))
     error = estimator.bootstrap.estimate(tables, calibration_error_of) if tables else None
     bins = tuple(calibration(tables)) if tables else ()
-    return LabelerStudy(labels, place, length, bins, error, _spent(judged, runs))
+    broken = sum(any("neutralised" in row for row in j.evidence) for one in judged.values() for j in one.judgments)
+    return LabelerStudy(labels, broken, place, length, bins, error, _spent(judged, runs))
 
 
 def _spent(judged: Mapping[int, Judged], runs: Sequence[Run]) -> Spent:
@@ -228,13 +233,27 @@ def _pictures(study: Study) -> dict[str, str]:
     if any(panels.values()):
         shown = {title: points for title, points in panels.items() if points}
         drawn["rates"] = plots.dots(shown, marks=dict.fromkeys(shown, 0.5))
-    drawn["labels"] = plots.histograms(
-        {x.labels.arm: (study.series[x.labels.arm], x.labels.histogram) for x in study.labelers}
+    series = study.series
+    drawn["labels"] = "".join(
+        plots.histograms({x.labels.arm: (series[x.labels.arm], x.labels.histogram) for x in row})
+        for row in _rows(study.labelers)
     )
-    reliable = {x.labels.arm: (study.series[x.labels.arm], x.calibration) for x in study.labelers if x.calibration}
+    reliable = [x for x in study.labelers if x.calibration]
     if reliable:
-        drawn["reliability"] = plots.reliability(reliable)
+        drawn["reliability"] = "".join(
+            plots.reliability(
+                {x.labels.arm: (series[x.labels.arm], x.calibration) for x in row},
+                x_label="probability of the label",
+                y_label="gold prefers it, share",
+            )
+            for row in _rows(reliable)
+        )
     return drawn
+
+
+def _rows(labelers: Sequence[LabelerStudy]) -> list[Sequence[LabelerStudy]]:
+    """As many as fit side by side, and the rest below them."""
+    return [labelers[start : start + _ACROSS] for start in range(0, len(labelers), _ACROSS)]
 
 
 def _as_json(study: Study) -> dict[str, Any]:
