@@ -501,9 +501,26 @@ def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) 
     assert text.startswith("Two seeds. The intervals hold for the very models that were trained")
     assert "Declared beforehand to be what counts: harmful compliance and helpfulness." in text
     assert "the model that labelled for RLAIF," in text
-    assert "RLHF was labelled by simulated people" in text
+    assert "RLHF was labelled by simulated people, whose values are exactly the gold score" in text
     alone = " ".join(quick([r for r in runs if "seed=0" in str(r) and r.name == "rlhf"]).limits)
     assert alone.startswith("One seed.") and "that labelled for" not in alone
+
+
+def test_limits_look_into_labelers_that_are_made_of_labelers(runs: list[Path], tmp_path: Path) -> None:
+    """People of other values are not at home on gold; a judge inside of `mixed` is still the judge."""
+    people = {"_target_": "cai.labelers.simulated.Labeler", "groups": {"polite": {"gold": 1, "polite": 2}}}
+    labelers = {"ai": {"_target_": "cai.labelers.ai.Labeler"}, "simulated": people}
+    copied = []
+    for run in (r for r in runs if r.name == "rlhf"):
+        folder = tmp_path / run.parent.name / "rlhf"
+        shutil.copytree(run, folder)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["label"]["labeler"] = {"_target_": "cai.labelers.mixed.Labeler", "labelers": labelers}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        copied.append(folder)
+    text = " ".join(quick(copied).limits)
+    assert "RLHF was labelled by simulated people, who value columns of the scorer" in text
+    assert "is the model that labelled for RLHF," in text
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

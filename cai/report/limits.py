@@ -1,6 +1,7 @@
 """What the reader should hold against the report: its limits, and the parts that these runs do not have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from cai.report.labels import Labels
 from cai.report.measures import Measures
@@ -31,16 +32,18 @@ def limits(runs: Sequence[Run], measures: Measures, labels: Labels | None, rates
             f"The AI judge of the win rates is the model that labelled for {joined(list(dict.fromkeys(own_judge)))}, "
             "which is an advantage for that arm: read the rates measured without it too."
         )
-    simulated = joined([arm for arm, labeler in labelled.items() if "simulated" in labeler])
-    if simulated and any(column.name == "gold" for column in measures.columns):
+    simulated = [arm for arm, labeler in labelled.items() if "simulated" in labeler]
+    has_gold = any(column.name == "gold" for column in measures.columns)
+    golden = [run.arm for run in runs if has_gold and any(map(_values_gold, _labelers(run, "label")))]
+    at_home = joined([arm for arm in simulated if arm in golden])
+    others = joined([arm for arm in simulated if arm not in golden])
+    if at_home:
         found.append(
-            f"{simulated} was labelled by simulated people, whose values are exactly the gold score plus noise. "
+            f"{at_home} was labelled by simulated people, whose values are exactly the gold score plus noise. "
             "On that score it has the home advantage; real people's values would differ from the measure."
         )
-    elif simulated:
-        found.append(
-            f"{simulated} was labelled by simulated people, who value one column of the scorer; not by people."
-        )
+    if others:
+        found.append(f"{others} was labelled by simulated people, who value columns of the scorer; not by people.")
     found.append(
         "Intervals are about other prompts of the same source"
         + (" and other seeds" if len(seeds) >= SEEDS else "")
@@ -63,9 +66,28 @@ def _seeds(num: int) -> str:
 
 
 def _same_judge(run: Run) -> bool:
-    """Whether the model that labelled the run's comparisons is the one that judges its win rates."""
-    label, judge = ((run.config.get(key) or {}).get("labeler") or {} for key in ("label", "win_rate"))
-    return bool(judge) and all(label.get(key) == judge.get(key) for key in ("_target_", "model"))
+    """Whether a model that labelled the run's comparisons is the one that judges its win rates."""
+    judge = next(_labelers(run, "win_rate"), None)
+    same = ("_target_", "model")
+    return judge is not None and any(
+        all(label.get(key) == judge.get(key) for key in same) for label in _labelers(run, "label")
+    )
+
+
+def _values_gold(labeler: Mapping[str, Any]) -> bool:
+    is_simulated = ".simulated." in labeler.get("_target_", "")
+    return is_simulated and labeler.get("column", "gold") == "gold" and not labeler.get("groups")
+
+
+def _labelers(run: Run, stage: str) -> Iterator[Mapping[str, Any]]:
+    """The labeler of a stage, and those that it is made of (`mixed`, `noisy`)."""
+    waiting = [(run.config.get(stage) or {}).get("labeler") or {}]
+    while waiting:
+        node = waiting.pop(0)
+        if node:
+            yield node
+        waiting += [node["labeler"]] if "labeler" in node else []
+        waiting += (node.get("labelers") or {}).values()
 
 
 def absences(
