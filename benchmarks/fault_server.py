@@ -59,8 +59,8 @@ class FaultServer:
         hang: float = 5.0, retry_after: float = 0.05, abilities: Sequence[str] = ABILITIES, key: str | None = None,
         script: Callable[[Body, int], str | None] | None = None,
     ) -> None:  # fmt: skip
-        self.rate, self.kinds, self.seed = rate, kinds, seed
-        self.latency, self.hang, self.retry_after = latency, hang, retry_after
+        self.rate, self.kinds, self.seed, self.latency, self.hang = rate, kinds, seed, latency, hang
+        self.retry_after = retry_after
         self.abilities, self.key, self.script = abilities, key, script
         self.down = False
         self.bodies: list[dict[str, Any]] = []
@@ -77,7 +77,6 @@ class FaultServer:
         """What the server counted. `repeats` are requests that had been answered well before."""
         return {
             "num_requests": self.seen.total(),
-            "num_questions": len(self.seen),
             "num_answered": len(self.answered),
             "repeats": self.repeats,
             "peak": self.peak,
@@ -110,11 +109,8 @@ class FaultServer:
         if fault and fault.isdigit():
             headers = {"retry-after": str(self.retry_after)} if fault == "429" else None
             return _error(int(fault), f"{fault} on purpose, said to {given}", headers)
-        if fault == "hang":
-            await self._hang(request)
-        else:
-            await asyncio.sleep(self.latency)
-        answer = self._answer(path, body)
+        await (self._hang(request) if fault == "hang" else asyncio.sleep(self.latency))
+        answer = _answered(path, body, self.abilities)
         if isinstance(answer, Response):
             return answer
         self.read += answer["usage"].get("prompt_tokens", answer["usage"].get("input_tokens", 0))
@@ -173,44 +169,46 @@ class FaultServer:
             await asyncio.sleep(self.hang / 20)
         yield text[20:]
 
-    # --- a model ---
 
-    def _answer(self, path: str, body: Body) -> Any:
-        if path in ("chat/completions", "completions"):
-            return self._completion(body)
-        if path in self.abilities:
-            return _decided(path, body)
-        return _error(404, f"no such path: {path}")
+def _answered(path: str, body: Body, abilities: Sequence[str]) -> Any:
+    """What the model says to a request; an error where it cannot."""
+    if path in ("chat/completions", "completions"):
+        return _completion(body, abilities)
+    if path in abilities:
+        return _decided(path, body)
+    return _error(404, f"no such path: {path}")
 
-    def _completion(self, body: Body) -> Any:
-        content = _content(body)
-        p = p_first(content)
-        pieces = self._said(body, content, p)
-        limit = body.get("max_tokens", body.get("max_completion_tokens", 16))
-        made, text = pieces[:limit], "".join(pieces[:limit])
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop" if len(pieces) <= limit else "length"}
-        choice |= {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
-        wanted = body.get("top_logprobs", body.get("logprobs"))
-        if wanted and "logprob" in self.abilities:
-            if wanted > 20:
-                return _error(400, "logprobs: at most 20")
-            choice["logprobs"] = _logprobs(made, p, chat="messages" in body)
-        usage = {"prompt_tokens": len(content.split()), "completion_tokens": len(made)}
-        return {"id": "x", "object": "completion", "model": body["model"], "choices": [choice], "usage": usage}
 
-    def _said(self, body: Body, content: str, p: float) -> list[str]:
-        """The tokens of the answer: a verdict on two options, or words that hang on prompt and seed."""
-        sampled = body.get("temperature", 1.0) > 0 and "samples" in self.abilities
-        first = noise("sample", content, body.get("seed")) < p if sampled else p >= 0.5
-        letter = "A" if first else "B"
-        schema = body.get("response_format")
-        if schema and "json_schema" in self.abilities:
-            options = schema["json_schema"]["schema"]["properties"]["verdict"]["enum"]
-            return ['{"verdict": "', options[0 if first else -1], '"}']
-        if "(B)" in content or "A or B" in content:
-            return [" (", letter, ")"]
-        seed = body.get("seed") if sampled else None
-        return [f" word{int(1000 * noise(content, seed, n))}" for n in range(12)]
+def _completion(body: Body, abilities: Sequence[str]) -> Any:
+    content = _content(body)
+    p = p_first(content)
+    pieces = _said(body, content, p, abilities)
+    limit = body.get("max_tokens", body.get("max_completion_tokens", 16))
+    made, text = pieces[:limit], "".join(pieces[:limit])
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop" if len(pieces) <= limit else "length"}
+    choice |= {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+    wanted = body.get("top_logprobs", body.get("logprobs"))
+    if wanted and "logprob" in abilities:
+        if wanted > 20:
+            return _error(400, "logprobs: at most 20")
+        choice["logprobs"] = _logprobs(made, p, chat="messages" in body)
+    usage = {"prompt_tokens": len(content.split()), "completion_tokens": len(made)}
+    return {"id": "x", "object": "completion", "model": body["model"], "choices": [choice], "usage": usage}
+
+
+def _said(body: Body, content: str, p: float, abilities: Sequence[str]) -> list[str]:
+    """The tokens of the answer: a verdict on two options, or words that hang on prompt and seed."""
+    sampled = body.get("temperature", 1.0) > 0 and "samples" in abilities
+    first = noise("sample", content, body.get("seed")) < p if sampled else p >= 0.5
+    letter = "A" if first else "B"
+    schema = body.get("response_format")
+    if schema and "json_schema" in abilities:
+        options = schema["json_schema"]["schema"]["properties"]["verdict"]["enum"]
+        return ['{"verdict": "', options[0 if first else -1], '"}']
+    if "(B)" in content or "A or B" in content:
+        return [" (", letter, ")"]
+    seed = body.get("seed") if sampled else None
+    return [f" word{int(1000 * noise(content, seed, n))}" for n in range(12)]
 
 
 def _content(body: Body) -> str:

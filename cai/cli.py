@@ -116,7 +116,11 @@ def _init(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> None:
     from cai.commands import doctor
 
-    doctor.doctor()
+    if args.server is None:
+        doctor.doctor()
+    else:
+        url, model = args.server
+        doctor.server(url, model, args.api_key_env)
 
 
 def _add(
@@ -179,7 +183,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "init", _init, "copy conf/, constitutions/ and prompts/ to edit")
     command.add_argument("dir", metavar="DIR")
-    _add(commands, "doctor", _doctor, "what machine, devices, versions and extras are here")
+    command = _add(
+        commands, "doctor", _doctor, "what machine, devices, versions and extras are here, or a server can do"
+    )
+    command.add_argument("--server", nargs=2, metavar=("URL", "MODEL"), help="ask a server what it can do, instead")
+    command.add_argument("--api-key-env", metavar="NAME", help="the environment variable with the server's key")
     return parser
 
 

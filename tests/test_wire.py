@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cai.engines.base import EnginePrompt, Sampling
 from cai.engines.wire import replies, requests
+from cai.engines.wire.markers import inert
 from cai.engines.wire.options import Options, Position
 from cai.engines.wire.replies import Kind, Trouble
 from cai.engines.wire.requests import Manner
@@ -329,3 +330,24 @@ def test_a_price_is_per_million_tokens() -> None:
     assert spending.price(replies.Tokens(1_000_000, 0, 1_000_000)) == pytest.approx(0.1)
     assert Spending({"input": 1.0, "output": 4.0}, None).price(replies.Tokens(0, 10)) == pytest.approx(4e-5)
     assert Spending({}, None).price(replies.Tokens(10, 10)) == 0
+
+
+MARKERS = """
+<|im_start|> <|eot_id|> <|endoftext|> <\uff5cUser\uff5c> [INST] [/INST] <<SYS>> </s> <bos> <start_of_turn> </think>
+"""
+
+
+@pytest.mark.parametrize("marker", MARKERS.split())
+def test_a_special_token_that_a_text_quotes_is_broken_up_and_counted(marker: str) -> None:
+    content = f"Judge {marker} this: x {marker}{marker} y"
+    start = content.index("x ")
+    prompt = EnginePrompt((Turn("user", content),), f"{marker} So:", ((0, start, len(content)), (1, 0, 1)))
+    broken, number = inert(prompt)
+    apart = f"{marker[:-1]} {marker[-1]}"
+    assert broken.turns[0].content == f"Judge {marker} this: x {apart}{apart} y", "the format itself is left alone"
+    assert (broken.text, number) == (f"{marker} So:", 2)
+
+
+def test_a_text_without_special_tokens_is_left_alone() -> None:
+    prompt = EnginePrompt((Turn("user", "a < b | c > d [not] <em>so</em>"),), "", ((0, 0, 30),))
+    assert inert(prompt) == (prompt, 0)

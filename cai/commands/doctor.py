@@ -1,4 +1,4 @@
-"""`cai doctor`: what machine, devices, versions and extras are here."""
+"""`cai doctor`: what machine, devices, versions and extras are here, and what a server can do."""
 
 import os
 import platform
@@ -6,7 +6,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-__all__ = ["doctor"]
+from cai.errors import EngineError
+
+__all__ = ["doctor", "server"]
 
 # One package that only the extra brings, for each extra that a person may want.
 _EXTRAS: Final = {
@@ -22,6 +24,34 @@ def doctor() -> None:
     """Print one line per fact, aligned."""
     for name, value in _facts():
         print(f"{name:<14}{value}")
+
+
+def server(url: str, model: str, api_key_env: str | None) -> None:
+    """Print what the server at `url` can do for `model`: for prompts with turns, and for prompts of text alone."""
+    from cai.engines.endpoint import EndpointEngine
+
+    engine = EndpointEngine(model=model, base_urls=[url], api_key_env=api_key_env, outage_seconds=10.0)
+    print(f"{'server':<14}{url}, model {model}")
+    for chat, kind in ((True, "chat"), (False, "text")):
+        try:
+            found = engine.abilities(chat=chat)
+        except EngineError as error:
+            if chat:
+                raise
+            print(f"{kind:<14}no: {error}")
+            continue
+        for mode, ability in found.items():
+            more = "" if ability is None else _how(ability.top_logprobs, ability.dialect, ability.constrained)
+            print(f"{kind + ' ' + mode:<14}{'no' if ability is None else 'yes' + more}")
+    usage = engine.usage
+    print(f"{'asked':<14}{usage.num_requests} requests, {usage.prompt_tokens + usage.new_tokens} tokens")
+
+
+def _how(top_logprobs: int, dialect: str, constrained: bool) -> str:
+    """In which way a server can do it."""
+    if top_logprobs:
+        return f", {top_logprobs} tokens in each place"
+    return f", /{dialect}" if dialect else ", kept to the options" if constrained else ""
 
 
 def _facts() -> list[tuple[str, str]]:

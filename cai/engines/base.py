@@ -106,7 +106,8 @@ class Usage:
     """Running totals of one engine: tokens read (after prefix sharing), tokens made, forward FLOPs.
 
     `unknown` counts words that the model's vocabulary lacks, by word, so that a constitution that the model cannot
-    read is reported and not met with silence. `cost` (USD) and `num_requests` are those of a server.
+    read is reported and not met with silence. `cost` (USD) and `num_requests` are those of a server, and so is
+    `num_broken`: special tokens that quoted texts spelled, with a space put into each of them.
     """
 
     prompt_tokens: int = 0
@@ -115,6 +116,7 @@ class Usage:
     unknown: dict[str, int] = field(default_factory=dict)
     cost: float = 0.0
     num_requests: int = 0
+    num_broken: int = 0
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
@@ -12,17 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cai.engines.base import EnginePrompt, Generation, Sampling, Scored
-from cai.engines.wire import requests
-from cai.engines.wire.choices import choice_jobs, receipt_of, scored
+from cai.engines.wire.choices import receipt_of, scores, text_job
 from cai.engines.wire.client import Client
-from cai.engines.wire.ledger import Answer
-from cai.engines.wire.options import Options
-from cai.engines.wire.replies import text_reply
+from cai.engines.wire.probe import Ability
 from cai.engines.wire.requests import Manner
-from cai.engines.wire.session import Job, job_id
 from cai.engines.wire.transport import Handling, Spending
 from cai.errors import EngineError, unknown
-from cai.records import seed_of
 
 __all__ = ["EndpointEngine"]
 
@@ -102,10 +96,7 @@ class EndpointEngine:
         max_cost: Annotated[float | None, _at_least("max_cost", 0)] = None,
         reported_as: str | None = None,
     ) -> None:  # fmt: skip
-        given = dict(locals())
-        for name, hint in get_type_hints(type(self).__init__, include_extras=True).items():
-            for check in getattr(hint, "__metadata__", ()):
-                check(given[name])
+        _check(dict(locals()))
         self.name = model
         self._num_samples = num_samples
         manner = Manner(
@@ -120,6 +111,10 @@ class EndpointEngine:
         spending = Spending(_price(model, prices or {}, max_cost), max_cost)
         self._client = Client(manner, handling, spending, mode)
         self.usage = self._client.usage
+
+    def abilities(self, *, chat: bool) -> dict[str, Ability | None]:
+        """What the servers can do, by mode, for prompts with turns (`chat`) or of text alone; None: they cannot."""
+        return self._client.abilities(chat=chat)
 
     def keep_in(self, folder: Path) -> None:
         """See `RemoteEngine.keep_in`. What the answers there have cost counts as spent."""
@@ -141,16 +136,13 @@ class EndpointEngine:
             raise EngineError(f"generate: {len(prompts)} prompts but {len(keys)} keys")
         if sampling.epsilon:
             raise EngineError(f"endpoint: no server puts random tokens into an answer (epsilon {sampling.epsilon:g})")
-        _check_prompts(prompts)
-
-        def job(index: int) -> Job:
-            prompt, key = prompts[index], keys[index]
-            own = seed_of(seed, key) % 2**31  # not every server takes more
-            request = requests.text(self._client.manner, prompt, sampling, seed=own)
-            read = partial(text_reply, begun=prompt.text, stop=sampling.stop)
-            return Job(index=index, id=job_id(request, key), request=request, read=read)
-
-        for asked, answer in self._client.ask(job(index) for index in range(len(prompts)) if index not in done):
+        prompts = self._client.checked(prompts)
+        jobs = (
+            text_job(self._client.manner, index, prompts[index], sampling, seed, keys[index])
+            for index in range(len(prompts))
+            if index not in done
+        )
+        for asked, answer in self._client.ask(jobs):
             spaced = not prompts[asked.index].turns and prompts[asked.index].text.endswith(" ")
             yield Generation(
                 index=asked.index,
@@ -176,25 +168,15 @@ class EndpointEngine:
         """
         if len(choices) != len(prompts):
             raise EngineError(f"score: {len(prompts)} prompts but {len(choices)} sets of choices")
-        _check_prompts(prompts)
-        options = {texts: Options(texts) for texts in {tuple(texts) for texts in choices}}
-        if any(len(texts) < 2 for texts in options):
-            raise EngineError("endpoint: can choose between options, but not score a whole text: take a local model")
-        abilities = {chat: self._client.ability(chat=chat) for chat in sorted({bool(p.turns) for p in prompts})}
-        jobs = (
-            job
-            for index, prompt in enumerate(prompts)
-            for job in choice_jobs(
-                self._client.manner, abilities[bool(prompt.turns)], index, prompt, options[tuple(choices[index])],
-                self._num_samples,
-            )
-        )  # fmt: skip
-        waiting: dict[int, list[Answer]] = {}
-        for job, answer in self._client.ask(jobs):
-            own = waiting.setdefault(job.index, [])
-            own.append(answer)
-            if len(own) == (self._num_samples if job.mode == "sampled" else 1):
-                yield scored(job.index, waiting.pop(job.index), len(choices[job.index]))
+        prompts = self._client.checked(prompts)
+        return scores(self._client, prompts, choices, self._num_samples)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """The checks in the annotations of the constructor, which a configuration runs before there is a model."""
+    for name, hint in get_type_hints(EndpointEngine.__init__, include_extras=True).items():
+        for check in getattr(hint, "__metadata__", ()):
+            check(given[name])
 
 
 def _price(model: str, prices: Mapping[str, Mapping[str, float]], max_cost: float | None) -> Mapping[str, float]:
@@ -206,9 +188,3 @@ def _price(model: str, prices: Mapping[str, Mapping[str, float]], max_cost: floa
     if max_cost is not None:
         raise EngineError(f"max_cost: {max_cost:g} USD cannot be kept to without a price for {model!r} in prices")
     return {}
-
-
-def _check_prompts(prompts: Sequence[EnginePrompt]) -> None:
-    for index, prompt in enumerate(prompts):
-        if not prompt.turns and not prompt.text.strip(" "):
-            raise EngineError(f"prompt {index} is empty: a model needs at least one token to go on from")

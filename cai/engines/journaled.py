@@ -105,7 +105,9 @@ def tell_unused(unused: Mapping[str, str], title: str) -> None:
 
 def cost_facts(usage: Usage) -> dict[str, float]:
     """What an engine has spent, as facts of a stage. Tokens read from a shared prefix are not counted twice."""
-    remote = {"num_requests": usage.num_requests, "cost": usage.cost} if usage.num_requests else {}
+    remote: dict[str, float] = {}
+    if usage.num_requests:
+        remote = {"num_requests": usage.num_requests, "cost": usage.cost, "num_broken_markers": usage.num_broken}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "new_tokens": usage.new_tokens,

@@ -94,9 +94,8 @@ class Revise:
     def texts(self) -> dict[str, str]:
         """Hashes of the constitution, the templates and the base model, and what the scorer depends on."""
         templates = {f"prompts/{name}": sha for name, sha in self._hashes.items()}
-        scorer = self._scorer.texts() if self._scorer else {}
-        model = model_digest(self._model, self._factory)
-        return {"constitution": self._constitution.sha256, **templates, "model": model, **scorer}
+        own = {"constitution": self._constitution.sha256, "model": model_digest(self._model, self._factory)}
+        return own | templates | (self._scorer.texts() if self._scorer else {})
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Input `data`. Every sub-step has a journal of its own."""
@@ -108,13 +107,9 @@ class Revise:
         tell_unused(unused, "revise")
         principles = self.drawn(prompts)
         run = _Run(self._factory(model=self._model), prompts, self._seed, output)
-        dialogues = [EnginePrompt(turns=prompt.turns) for prompt in prompts]
-        first = run.generate("respond", range(len(prompts)), dialogues, self._respond)
-        answered = [index for index, response in enumerate(first) if not response.failed]
-        prompts = [prompts[index] for index in answered]
-        principles = [[drawn[index] for index in answered] for drawn in principles]
+        first = run.respond(self._respond)
+        prompts, latest, *principles = _answered(first, prompts, *principles)
         run = replace(run, prompts=prompts)
-        latest = [first[index].text for index in answered]
         by_step = [latest]
         steps: list[list[Revision]] = []
         for step, drawn in enumerate(principles, start=1):
@@ -123,13 +118,9 @@ class Revise:
             by_step.append(latest)
             steps.append(revisions)
         by_prompt = [revision for revisions in zip(*steps, strict=True) for revision in revisions]
-        revised = [
-            Demonstration(id=r.id, prompt=r.prompt, text=r.revision, source=f"revision-{r.step}")
-            for r in by_prompt
-            if not r.rejected
-        ]
-        counts = {**_counts(first, by_prompt), "num_unused_principles": len(unused)}
-        counts["num_neutralised"] = len(run.neutralised)
+        revised = _demonstrations(by_prompt)
+        own = {"num_unused_principles": len(unused), "num_neutralised": len(run.neutralised)}
+        counts = {**_counts(first, by_prompt), **own}
         write_records(output / "revisions.jsonl", by_prompt)
         write_records(output / "sft.jsonl", [*revised, *demonstrations])
         if failed := write_failed(output, run.failed):
@@ -182,15 +173,12 @@ class Revise:
         critiques: Sequence[str | None] | None = None,
     ) -> list[Response]:  # fmt: skip
         """Critiques of the latest responses of the prompts numbered `asked`; revisions when `critiques` are given."""
+        template = "critique" if critiques is None else "revision" if self._critique else "direct_revision"
         rendered = []
         for index in asked:
             values = {"turns": run.prompts[index].turns, "response": latest[index], "principle": drawn[index]}
-            if critiques is None:
-                rendered.append(self._family.render("critique", **values))
-            elif self._critique:
-                rendered.append(self._family.render("revision", **values, critique=critiques[index]))
-            else:
-                rendered.append(self._family.render("direct_revision", **values))
+            criticised = {"critique": critiques[index]} if critiques is not None and self._critique else {}
+            rendered.append(self._family.render(template, **values, **criticised))
         return run.fill(name, asked, rendered, self._temperature)
 
 
@@ -204,6 +192,11 @@ class _Run:
     output: Path
     failed: list[Response] = field(default_factory=list)
     neutralised: list[Rendered] = field(default_factory=list)
+
+    def respond(self, sampling: Sampling) -> list[Response]:
+        """The first response to every prompt."""
+        dialogues = [EnginePrompt(turns=prompt.turns) for prompt in self.prompts]
+        return self.generate("respond", range(len(dialogues)), dialogues, sampling)
 
     def generate(
         self, name: str, asked: Iterable[int], engine_prompts: Sequence[EnginePrompt], sampling: Sampling
@@ -227,6 +220,21 @@ class _Run:
         assert isinstance(slot, TextSlot)
         sampling = Sampling(max_new_tokens=slot.max_new_tokens, temperature=temperature, stop=slot.stop)
         return self.generate(name, asked, [r.prefix() for r in rendered], sampling)
+
+
+def _answered(first: Sequence[Response], prompts: Sequence[Prompt], *drawn: Sequence[Principle]) -> list[list[Any]]:
+    """Prompts, their first responses' texts, and the principles drawn for each step, where there is a response."""
+    kept = [index for index, response in enumerate(first) if not response.failed]
+    return [[column[index] for index in kept] for column in (prompts, [r.text for r in first], *drawn)]
+
+
+def _demonstrations(revisions: Sequence[Revision]) -> list[Demonstration]:
+    """What SFT learns from: the revisions that were not rejected."""
+    return [
+        Demonstration(id=r.id, prompt=r.prompt, text=r.revision, source=f"revision-{r.step}")
+        for r in revisions
+        if not r.rejected
+    ]
 
 
 def _scores(scorer: Scorer, prompts: Sequence[Prompt], by_step: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A choice as requests to a server, by what that can do, and the answers as log-probabilities of the options."""
+"""Texts and choices as requests to a server, by what that can do; answers as log-probabilities of the options."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,21 +8,55 @@ from typing import Any
 
 import numpy as np
 
-from cai.engines.base import EnginePrompt, Receipt, Scored, taken_together
+from cai.engines.base import EnginePrompt, Receipt, Sampling, Scored, taken_together
 from cai.engines.wire import requests
+from cai.engines.wire.client import Client
 from cai.engines.wire.ledger import Answer
 from cai.engines.wire.options import Options
 from cai.engines.wire.probe import Ability
-from cai.engines.wire.replies import Reply, decision_reply, logprobs_reply, verdict_reply
+from cai.engines.wire.replies import Reply, decision_reply, logprobs_reply, text_reply, verdict_reply
 from cai.engines.wire.requests import Manner, Request
 from cai.engines.wire.session import Job, job_id
+from cai.errors import EngineError
+from cai.records import seed_of
 
-__all__ = ["choice_jobs", "receipt_of", "scored"]
+__all__ = ["receipt_of", "scores", "text_job"]
 
 Read = Callable[[dict[str, Any]], Reply]
 
 
-def choice_jobs(
+def text_job(manner: Manner, index: int, prompt: EnginePrompt, sampling: Sampling, seed: int, key: str) -> Job:
+    """The request for the text that continues prompt number `index`."""
+    own = seed_of(seed, key) % 2**31  # not every server takes more
+    request = requests.text(manner, prompt, sampling, seed=own)
+    read = partial(text_reply, begun=prompt.text, stop=sampling.stop)
+    return Job(index=index, id=job_id(request, key), request=request, read=read)
+
+
+def scores(
+    client: Client, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]], num_samples: int
+) -> Iterator[Scored]:
+    """See `EndpointEngine.score`; `num_samples` answers per choice where the server can do no better."""
+    options = {texts: Options(texts) for texts in {tuple(texts) for texts in choices}}
+    if any(len(texts) < 2 for texts in options):
+        raise EngineError("endpoint: can choose between options, but not score a whole text: take a local model")
+    abilities = {chat: client.ability(chat=chat) for chat in sorted({bool(prompt.turns) for prompt in prompts})}
+    jobs = (
+        job
+        for index, prompt in enumerate(prompts)
+        for job in _jobs(
+            client.manner, abilities[bool(prompt.turns)], index, prompt, options[tuple(choices[index])], num_samples
+        )
+    )
+    waiting: dict[int, list[Answer]] = {}
+    for job, answer in client.ask(jobs):
+        own = waiting.setdefault(job.index, [])
+        own.append(answer)
+        if len(own) == (num_samples if job.mode == "sampled" else 1):
+            yield _scored(job.index, waiting.pop(job.index), len(choices[job.index]))
+
+
+def _jobs(
     manner: Manner, ability: Ability, index: int, prompt: EnginePrompt, options: Options, num_samples: int
 ) -> Iterator[Job]:
     """The requests (one, or `num_samples` of them) that score the options of prompt number `index`."""
@@ -50,7 +84,7 @@ def _made(
             yield request, read
 
 
-def scored(index: int, answers: Sequence[Answer], num_options: int) -> Scored:
+def _scored(index: int, answers: Sequence[Answer], num_options: int) -> Scored:
     """The only answer as it is; of several, each option's share. Answers without a verdict, in whose place another was
     asked for, are what the options' probabilities lack to 1.
     """

@@ -1,14 +1,16 @@
 """One model on its servers: answers from the ledger or the wire, what they cost, and what can be asked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cai.engines.base import Usage
+from cai.engines.base import EnginePrompt, Usage
 from cai.engines.wire.ledger import Answer, Ledger
-from cai.engines.wire.probe import Ability, find_ability
+from cai.engines.wire.markers import inert
+from cai.engines.wire.probe import Ability, find_abilities, find_ability
 from cai.engines.wire.requests import Manner
 from cai.engines.wire.session import Job, answers
 from cai.engines.wire.transport import Handling, Spending, Tally
+from cai.errors import EngineError
 from cai.records import fingerprint
 
 __all__ = ["Client"]
@@ -47,6 +49,19 @@ class Client:
                 self.manner, self._handling, self._spending, self._mode, chat=chat, count=self._count
             )
         return self._abilities[chat]
+
+    def abilities(self, *, chat: bool) -> dict[str, Ability | None]:
+        """See `EndpointEngine.abilities`."""
+        return find_abilities(self.manner, self._handling, self._spending, chat=chat, count=self._count)
+
+    def checked(self, prompts: Sequence[EnginePrompt]) -> list[EnginePrompt]:
+        """The prompts with the special tokens that they quote broken up and counted. EngineError for an empty one."""
+        for index, prompt in enumerate(prompts):
+            if not prompt.turns and not prompt.text.strip(" "):
+                raise EngineError(f"prompt {index} is empty: a model needs at least one token to go on from")
+        made = [inert(prompt) for prompt in prompts]
+        self.usage.num_broken += sum(number for _, number in made)
+        return [prompt for prompt, _ in made]
 
     def _count(self, tally: Tally) -> None:
         self._add(tally.prompt_tokens, tally.new_tokens, tally.cost, len(tally.outcomes))

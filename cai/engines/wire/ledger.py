@@ -71,6 +71,7 @@ class Ledger:
             return
         self._held += answers
         if self.has_success:
-            self._journal.append(self._held)
-            self._answers |= {answer.id: answer for answer in self._held}
+            new = {answer.id: answer for answer in self._held if answer.id not in self._answers}
+            self._journal.append(new.values())
+            self._answers |= new
             self._held = []

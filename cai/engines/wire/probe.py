@@ -14,7 +14,7 @@ from cai.engines.wire.transport import Handling, Spending, Tally, Transport
 from cai.errors import EngineError
 from cai.types import Turn
 
-__all__ = ["MODES", "Ability", "find_ability"]
+__all__ = ["MODES", "Ability", "find_abilities", "find_ability"]
 
 MODES: Final = ("logprob", "decision", "sampled", "parsed")  # the best first
 
@@ -55,6 +55,22 @@ def find_ability(
         if ability != first[1]:
             raise EngineError(f"endpoint: servers differ: {first[0]} can {first[1]}, {url} can {ability}")
     return first[1]
+
+
+def find_abilities(
+    manner: Manner, handling: Handling, spending: Spending, *, chat: bool, count: Callable[[Tally], object]
+) -> dict[str, Ability | None]:
+    """What the first of the servers does in every mode; None where it cannot."""
+
+    async def look() -> dict[str, Ability | None]:
+        transport = Transport(handling, manner.model, spending)
+        probe = _Probe(transport, manner, chat, count)
+        try:
+            return {mode: await probe.look_for(mode) for mode in MODES}
+        finally:
+            await transport.close()
+
+    return asyncio.run(look())
 
 
 async def _probed(

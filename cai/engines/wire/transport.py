@@ -11,15 +11,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
+from cai.engines.wire.hosts import Host, Hosts, Outage
 from cai.engines.wire.replies import Kind, Tokens, Trouble, check_model, one_line, parse, tokens
 from cai.engines.wire.requests import Request
 from cai.errors import EngineError
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 __all__ = ["Handling", "Spending", "Tally", "Transport"]
 
@@ -74,104 +71,22 @@ class Tally:
     made: int = 0
     cost: float = 0.0
     seconds: float = 0.0
-    host: "_Host | None" = None
+    host: Host | None = None
 
 
-class _Host:
-    """One base URL. `failures` counts what went wrong since it last answered."""
-
-    def __init__(self, url: str, handling: Handling) -> None:
-        self.url = url
-        self._handling = handling
-        self.in_flight = 0
-        self.failures = 0
-        self.rests_until = 0.0
-
-    @cached_property
-    def client(self) -> "AsyncOpenAI":
-        """Without retries of its own: these would be neither counted nor paid for."""
-        from openai import AsyncOpenAI
-
-        return AsyncOpenAI(
-            base_url=self.url,
-            api_key=self._handling.api_key or "none",
-            max_retries=0,
-            timeout=self._handling.timeout,
-        )
-
-
-class Transport:
-    """Sends requests to the least busy of several servers, for one event loop. `close` it in the end."""
+class _Exchange:
+    """One POST and what came of it: a reading that is paid for, or Trouble."""
 
     def __init__(self, handling: Handling, model: str, spending: Spending) -> None:
         self._handling = handling
         self._model = model
         self._spending = spending
-        self._hosts = [_Host(url, handling) for url in handling.base_urls]
-        self._slots = asyncio.Semaphore(handling.concurrency)
-        self._next_turn = 0.0
-        self._down_since: float | None = None
-        # More than one question can fail in a row, so that one that no server can stomach is not taken for an outage.
-        self._trip = max(10, 2 * handling.max_attempts)
-        self.stopped: EngineError | None = None
-        self.num_requests = 0
 
-    async def close(self) -> None:
-        """Close the connections."""
-        for host in self._hosts:
-            if "client" in vars(host):
-                await host.client.close()
-
-    async def fetch(
-        self, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally, then: Callable[[T], Awaitable[R]]
-    ) -> R:
-        """What `then` makes of what `read` makes of the answer. No other request takes this one's place before `then`
-        is through, so that answers which are not kept yet count as under way.
-
-        Raises Trouble when all attempts are used up, and EngineError when asking on makes no sense: `stopped` then has
-        it too, and every later call raises it.
-        """
-        import stamina
-
-        async for attempt in stamina.retry_context(
-            on=_wait, attempts=self._handling.max_attempts, timeout=None, wait_initial=self._handling.retry_seconds,
-            wait_max=_LONGEST_WAIT, wait_jitter=self._handling.retry_seconds,
-        ):  # fmt: skip
-            with attempt:
-                async with self._slots:
-                    return await then(await self._attempt(request, read, tally))
-        raise AssertionError("unreachable")
-
-    async def _attempt(self, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
-        """One attempt; those that meet an outage are not counted."""
-        while True:
-            host = await self._host(tally.host)
-            try:
-                await self._turn()
-                self._check()
-                found = await self._send(host, request, read, tally)
-            except Trouble as trouble:
-                tally.outcomes.append(trouble.reason)
-                if trouble.kind is Kind.FATAL and not request.optional:
-                    raise self.stop(f"{host.url}: {trouble}") from None
-                if trouble.kind is not Kind.TRANSIENT:
-                    self._works(host)
-                elif self._fails(host):
-                    continue
-                raise
-            finally:
-                tally.host = host
-                host.in_flight -= 1
-            self._works(host)
-            tally.outcomes.append("ok")
-            return found
-
-    async def _send(self, host: _Host, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
+    async def send(self, host: Host, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
         """POST and read. Everything that can go wrong becomes Trouble."""
         import httpx2
         import openai
 
-        self.num_requests += 1
         start = time.perf_counter()
         try:
             # The client's own timeout starts again with every byte, so a server that drips would never end.
@@ -220,7 +135,72 @@ class Transport:
         key = self._handling.api_key
         return one_line(text.replace(key, "***") if key else text)
 
-    # --- when to send, and whether ---
+
+class Transport:
+    """Sends requests to the least busy of several servers, for one event loop. `close` it in the end."""
+
+    def __init__(self, handling: Handling, model: str, spending: Spending) -> None:
+        self._handling = handling
+        self._spending = spending
+        self._exchange = _Exchange(handling, model, spending)
+        self._slots = asyncio.Semaphore(handling.concurrency)
+        self._next_turn = 0.0
+        # Two questions can fail in a row, so that one that no server can stomach is not taken for an outage.
+        trip, rest = max(10, 2 * handling.max_attempts), 10 * handling.retry_seconds
+        hosts = [Host(url, api_key=handling.api_key, timeout=handling.timeout) for url in handling.base_urls]
+        self._hosts = Hosts(hosts, trip=trip, rest=rest, patience=handling.outage_seconds)
+        self.stopped: EngineError | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._hosts.close()
+
+    async def fetch(
+        self, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally, then: Callable[[T], Awaitable[R]]
+    ) -> R:
+        """What `then` makes of what `read` makes of the answer. No other request takes this one's place before `then`
+        is through, so that answers which are not kept yet count as under way.
+
+        Raises Trouble when all attempts are used up, and EngineError when asking on makes no sense: `stopped` then has
+        it too, and every later call raises it.
+        """
+        import stamina
+
+        async for attempt in stamina.retry_context(
+            on=_wait, attempts=self._handling.max_attempts, timeout=None, wait_initial=self._handling.retry_seconds,
+            wait_max=_LONGEST_WAIT, wait_jitter=self._handling.retry_seconds,
+        ):  # fmt: skip
+            with attempt:
+                async with self._slots:
+                    return await then(await self._attempt(request, read, tally))
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
+        """One attempt; those that meet an outage are not counted."""
+        while True:
+            try:
+                host = await self._hosts.take(tally.host, self._check)
+            except Outage as outage:
+                raise self.stop(f"{outage}; every answer so far is kept, and the same command goes on") from None
+            try:
+                await self._turn()
+                self._check()
+                found = await self._exchange.send(host, request, read, tally)
+            except Trouble as trouble:
+                tally.outcomes.append(trouble.reason)
+                if trouble.kind is Kind.FATAL and not request.optional:
+                    raise self.stop(f"{host.url}: {trouble}") from None
+                if trouble.kind is not Kind.TRANSIENT:
+                    self._hosts.works(host)
+                elif self._hosts.fails(host):
+                    continue
+                raise
+            finally:
+                tally.host = host
+                host.in_flight -= 1
+            self._hosts.works(host)
+            tally.outcomes.append("ok")
+            return found
 
     async def _turn(self) -> None:
         """Wait for this request's place in the minute."""
@@ -247,43 +227,6 @@ class Transport:
         if self.stopped is None:
             self.stopped = EngineError(f"endpoint: {message}")
         return self.stopped
-
-    async def _host(self, last: _Host | None) -> _Host:
-        """The least busy server that is not resting, rather not the `last` one; a place on it is taken."""
-        while True:
-            self._check()
-            now = time.monotonic()
-            awake = [host for host in self._hosts if host.rests_until <= now]
-            if awake:
-                host = min(awake, key=lambda host: (host is last, host.in_flight))
-                if host.failures >= self._trip:  # one request at a time finds out whether it is back
-                    host.rests_until = now + self._rest
-                host.in_flight += 1
-                return host
-            if self._down_since is not None and now - self._down_since > self._handling.outage_seconds:
-                raise self.stop(
-                    f"no answer from {', '.join(host.url for host in self._hosts)} for "
-                    f"{self._handling.outage_seconds:g} s; every answer so far is kept, and the same command goes on"
-                )
-            await asyncio.sleep(min(host.rests_until for host in self._hosts) - now)
-
-    @property
-    def _rest(self) -> float:
-        """Seconds between two looks at a server that is down."""
-        return 10 * self._handling.retry_seconds
-
-    def _works(self, host: _Host) -> None:
-        host.failures, host.rests_until, self._down_since = 0, 0.0, None
-
-    def _fails(self, host: _Host) -> bool:
-        """Whether this failure makes it an outage."""
-        host.failures += 1
-        if host.failures < self._trip:
-            return False
-        host.rests_until = time.monotonic() + self._rest
-        if self._down_since is None and all(one.failures >= self._trip for one in self._hosts):
-            self._down_since = time.monotonic()
-        return True
 
 
 def _wait(error: Exception) -> bool | float:
