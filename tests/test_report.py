@@ -121,11 +121,13 @@ def test_what_was_interrupted_cost_at_least_this(tmp_path: Path) -> None:
     folders = make_runs(tmp_path, num_prompts=8, num_comparisons=8)
     run = read_json(folders[0] / "run.json")
     run["stages"]["label"]["resumed"] = True
+    run["stages"]["label"]["facts"]["cost"] = 1.254  # a server's bill
     write_json(folders[0] / "run.json", run)
     report = quick(folders)
-    assert [(c.stage, c.arms) for c in report.costs if c.at_least] == [("label", ("RLHF",))]
+    assert [(c.stage, c.arms, c.usd) for c in report.costs if c.at_least] == [("label", ("RLHF",), 1.254)]
     page = render(report, {**dict.fromkeys(pictures(report), "")})
     assert page.count("<b>at least ") == 2  # the stage, and the total of its column
+    assert page.count(" USD") == 1 and ", 1.25 USD" in page
 
 
 def test_every_constitution_and_template_that_was_used_is_told(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ class Cost:
     seconds: float
     tokens: int | None
     flops: float | None
+    usd: float | None
     cached: bool
     at_least: bool
 
@@ -212,6 +213,7 @@ def costs(runs: Sequence[Run]) -> list[Cost]:
             seconds=sum(o.seconds for o in made),
             tokens=_total(made, "tokens", int),
             flops=_total(made, "flops", float),
+            usd=_total(made, "cost", float),
             cached=all(o.cached for o in made),
             at_least=any(o.resumed for o in made),
         )
