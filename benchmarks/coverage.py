@@ -158,7 +158,7 @@ def length_study(num_seeds: int = 1, between: float = 0.0) -> Study:
 
 def elo_study(num_seeds: int) -> Study:
     """Elo points of one of three policies."""
-    names = [Policy(name, "policy", name, {}, ()) for name in "ABC"]
+    names = [Policy(name, "policy", (name,), {}, ()) for name in "ABC"]
 
     def study(rng: np.random.Generator, bootstrap: Bootstrap) -> tuple[Estimate, float]:
         scores = {"A": 0.0, "B": 0.5, "C": 0.9}

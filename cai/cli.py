@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from cai.commands import run
+    from cai.commands import run, sweep
 
-    run.sweep(args.overrides) if args.multirun else run.run(args.overrides)
+    sweep.sweep(args.overrides) if args.multirun else run.run(args.overrides)
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from cai.commands import run
+    from cai.commands import compare
 
-    run.compare(args.runs, args.output)
+    compare.compare(args.runs, args.output)
 
 
 def _compare_labelers(args: argparse.Namespace) -> None:
-    from cai.commands import run
+    from cai.commands import compare
 
-    run.compare_labelers(args.runs, args.output)
+    compare.compare_labelers(args.runs, args.output)
 
 
 def _constitution_check(args: argparse.Namespace) -> None:

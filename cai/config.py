@@ -74,6 +74,7 @@ class Settings:
     num_threads: int | None = None
     steps: list[str] = MISSING
     arms: dict[str, list[str]] = field(default_factory=dict)
+    objective: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     engine: Any = None
     endpoint: Any = None
@@ -244,16 +245,14 @@ def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str], list[lis
     return folder, swept, [[str(override) for override in job] for job in product(*chosen)]
 
 
-def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], object]) -> None:
-    """Hydra's own multirun: `job` gets the overrides of each job, through whatever launcher is configured.
-
-    All jobs are composed before the first one starts. A failing job does not stop the others; the first error is
-    raised at the end.
+def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], float | None]) -> None:
+    """Hydra's own multirun: `job` gets the overrides of each job, through whatever launcher is configured; what it
+    returns is for sweepers that search. All jobs are composed before the first one starts.
     """
     _register()
 
-    def task(_config: object) -> None:
-        job(list(HydraConfig.get().overrides.task))
+    def task(_config: object) -> float | None:
+        return job(list(HydraConfig.get().overrides.task))
 
     run = hydra_main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")(task)
     arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={quoted(folder)}"]

@@ -91,7 +91,7 @@ def locked(path: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.2)
     except Timeout:
-        print(f"{name}: another process is computing this output; waiting for it", file=sys.stderr)
+        print(f"{name}: another process is at it; waiting for it to end", file=sys.stderr)
         lock.acquire()
     try:
         yield

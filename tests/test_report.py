@@ -15,12 +15,11 @@ from synthetic_runs import HOSTILE, NOTICE, make_runs
 from cai import config
 from cai.errors import DataError
 from cai.records import read_json, read_rows, write_json
-from cai.report import write_report
 from cai.report.judged import judged_by_arm
 from cai.report.labels import read_labels
 from cai.report.layout import render
 from cai.report.measures import Column, Difference
-from cai.report.page import Report, as_json, gather, pictures
+from cai.report.page import Report, as_json, gather, pictures, write
 from cai.report.runs import policies_of, read_runs
 from cai.report.statistics import Bootstrap, Estimate
 from cai.report.words import figure, interval, joined, plain, signed, verdict, with_interval
@@ -33,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def page(runs: list[Path]) -> str:
-    return write_report(runs, runs[0].parents[1] / "report").read_text(encoding="utf-8")
+    return write(gather(runs), runs[0].parents[1] / "report").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +161,7 @@ def test_every_part_is_there_in_order(page: str) -> None:
 
 
 def test_same_runs_in_any_order_same_bytes(runs: list[Path], tmp_path: Path, page: str) -> None:
-    again = write_report(runs[::-1], tmp_path)
+    again = write(gather(runs[::-1]), tmp_path)
     assert again.read_text(encoding="utf-8") == page
     assert (tmp_path / "report.json").read_bytes() == (runs[0].parents[1] / "report" / "report.json").read_bytes()
 
@@ -372,15 +371,15 @@ def test_run_without_evaluations(tmp_path: Path) -> None:
 
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no runs to report on"):
-        write_report([], tmp_path / "out")
+        gather([])
     with pytest.raises(DataError, match=r"is no run folder \(there is no run.json in it\)"):
-        write_report([tmp_path], tmp_path / "out")
+        gather([tmp_path])
     write_json(tmp_path / "run.json", {"name": "x", "stages": {}})
     with pytest.raises(DataError, match=r"run.json: key 'seed' is missing"):
-        write_report([tmp_path], tmp_path / "out")
+        gather([tmp_path])
     write_json(tmp_path / "run.json", {"seed": 0, "stages": {"data": {"path": "gone", "fingerprint": "0"}}})
     with pytest.raises(DataError, match=r"stages.data.path: there is no folder"):
-        write_report([tmp_path], tmp_path / "out")
+        gather([tmp_path])
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------

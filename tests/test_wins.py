@@ -27,7 +27,7 @@ def match(
 
 
 def policies(*names: str) -> list[Policy]:
-    return [Policy(name, "policy", name, {}, ()) for name in names]
+    return [Policy(name, "policy", (name,), {}, ()) for name in names]
 
 
 def by_chance(rng: np.random.Generator, scores: Mapping[str, float], num: int) -> list[Match]:

@@ -14,12 +14,12 @@ class Numbers:
 
     version: ClassVar[int] = 1
 
-    def __init__(self, *, count: int, seed: int, die_after: int | None = None) -> None:
+    def __init__(self, *, count: int, seed: int, die_at: int | None = None) -> None:
         if count < 0:
             raise DataError(f"count: must be 0 or more, got {count}")
         self.count = count
         self.seed = seed
-        self.die_after = die_after
+        self.die_at = die_at
 
     def texts(self) -> dict[str, str]:
         """None."""
@@ -28,6 +28,8 @@ class Numbers:
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Append one number after the other to the journal; dies where it is told to."""
         journal = output / "numbers.journal"
+        if self.count == self.die_at:
+            os._exit(9)
         done = len(journal.read_text().split()) if journal.exists() else 0
         for number in range(done, self.count):
             if number == int(os.environ.get("TINY_DIE_AT", -1)):
@@ -64,6 +66,20 @@ class Sum:
         (output / "deep").mkdir(exist_ok=True)
         (output / "deep" / "sum.txt").write_text(str(total))
         return {"total": total, "gap": float("nan")}
+
+
+class Broken:
+    """Fails as no stage should: with an error that is not meant for users."""
+
+    version: ClassVar[int] = 1
+
+    def texts(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+        """Never returns."""
+        raise ZeroDivisionError("by hand")
 
 
 class Echo:

@@ -1,8 +1,9 @@
-"""`cai run` and `cai compare`: settings in, run folders and a report out.
+"""`cai run`: settings in, run folders and a report out.
 
-A run folder holds `config.yaml` (resolved), `run.json` (per step: fingerprint, path, seconds, facts, machine) and the
-texts that were used. Arms and jobs of a sweep are run folders of their own, side by side under one folder with the
-report. `plan.json` says what a folder is of: the same command goes on in it, and after an edit gets a folder beside it.
+A run folder holds `config.yaml` (resolved), `run.json` (the steps there are to do, and of each that is done:
+fingerprint, path, seconds, facts, machine) and the texts that were used. Arms and jobs of a sweep are run folders of
+their own, side by side under one folder with the report. `plan.json` says what a folder is of: the same command goes on
+in it, and after an edit gets a folder beside it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from typing import Any, Final
 import yaml
 
 from cai import config, constitution, pipeline
-from cai.errors import CaiError, ConfigError, DataError, LabelsMissing, PromptError
+from cai.commands import compare
+from cai.errors import CaiError, ConfigError, LabelsMissing, PromptError
 from cai.prompts import PromptFamily
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import Entry, Store
 
-__all__ = ["compare", "compare_labelers", "run", "sweep"]
+__all__ = ["Prepared", "place", "plan_of", "prepare", "run", "run_arms"]
 
 _VERSIONS: Final = ("cai", "torch", "transformers", "trl", "datasets", "numpy", "hydra-core")
 
@@ -40,42 +42,15 @@ class Prepared:
 def run(overrides: Sequence[str]) -> None:
     """Run the pipeline (every arm of it) and write the report; its path is the last line on stdout."""
     settings = config.compose(overrides)
-    arms = _prepare(overrides, settings)
-    folder = _place(Path(settings.out).absolute() / (settings.name or config.run_name(overrides)), _plan(arms))
-    print(_report(_run(arms, folder), folder))
-
-
-def sweep(overrides: Sequence[str]) -> None:
-    """Run a job for each combination of the overrides' values, then write one report about all of them."""
-    folder, swept, jobs = config.sweep_plan(overrides)
-    folder = _place(folder, fingerprint([_plan_of_job(chosen) for chosen in jobs]))
-
-    def job(chosen: list[str]) -> None:
-        varied = [override for override in chosen if override.partition("=")[0] in swept]
-        print(f"--- job {' '.join(varied)}", flush=True)
-        arms = _prepare(chosen, config.compose(chosen))
-        _run(arms, _place(folder / config.run_name(varied), _plan(arms)))
-
-    config.sweep(overrides, folder, job)
-    print(_report(_run_folders([folder]), folder))
-
-
-def compare(runs: Sequence[str], output: str) -> None:
-    """Write one report about finished runs."""
-    print(_report(_run_folders([Path(run) for run in runs]), Path(output)))
-
-
-def compare_labelers(runs: Sequence[str], output: str) -> None:
-    """Write a page about the labelers of finished runs, which labelled the same comparisons."""
-    from cai.report.study import write_study
-
-    print(write_study(_run_folders([Path(run) for run in runs]), Path(output)))
+    arms = prepare(overrides, settings)
+    folder = place(Path(settings.out).absolute() / (settings.name or config.run_name(overrides)), plan_of(arms))
+    print(compare.report(run_arms(arms, folder), folder))
 
 
 # --- what a run is, and where it goes ---------------------------------------------------------------------------------
 
 
-def _prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepared]:
+def prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepared]:
     """The arms, or the single run, of a command: all composed and built, so that a mistake in the last arm shows before
     the first one runs.
     """
@@ -126,68 +101,73 @@ def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Set
     return Prepared(arm, list(overrides), settings, steps, texts)
 
 
-def _plan(arms: Sequence[Prepared]) -> str:
+def plan_of(arms: Sequence[Prepared]) -> str:
     """A hash of everything that decides what these runs compute."""
     return fingerprint([[arm.arm, pipeline.plan_fingerprint(arm.steps)] for arm in arms])
 
 
-def _plan_of_job(overrides: Sequence[str]) -> str:
-    """The same of a job of a sweep; one with a mistake in it is known by the mistake, which is told at its turn."""
-    try:
-        return _plan(_prepare(overrides, config.compose(overrides)))
-    except CaiError as error:
-        return str(error)
-
-
-def _place(folder: Path, plan: str) -> Path:
+def place(folder: Path, plan: str) -> Path:
     """`folder`, or the first of `folder`-2, -3, ... that holds no run or one of this plan; marked as taken."""
     for number in count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        marker = place / "plan.json"
-        if read_json(marker)["plan"] == plan if marker.is_file() else not any(place.rglob("run.json")):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        marker = own / "plan.json"
+        if read_json(marker)["plan"] == plan if marker.is_file() else not any(own.rglob("run.json")):
             break
-    if place != folder:
-        print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {place.name}")
+    if own != folder:
+        print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {own.name}")
     write_json(marker, {"plan": plan})
-    return place
+    return own
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def _run(arms: Sequence[Prepared], folder: Path) -> list[Path]:
+def run_arms(arms: Sequence[Prepared], folder: Path) -> list[Path]:
     """Run every arm, each in its folder below `folder` (a single run in `folder` itself); returns the run folders."""
     settings = arms[0].settings
     config.limit_threads(settings)
     store = Store(Path(settings.store))
+    rivals = {
+        arm.arm: [b.arm for a, b in combinations(arms, 2) if a is arm and _judged(a) and _judged(b)] for arm in arms
+    }
+    todo = {arm.arm: [*_names(arm), *(f"win_rate_over_{rival}" for rival in rivals[arm.arm])] for arm in arms}
     folders = [folder / (arm.arm or "") for arm in arms]
-    runs = []
+    done: dict[str | None, dict[str, Entry]] = {}
     waiting: list[str] = []
     for arm, own in zip(arms, folders, strict=True):
         try:
-            runs.append((arm, own, _run_arm(arm, own, store)))
+            done[arm.arm] = _run_arm(arm, own, store, todo[arm.arm])
         except LabelsMissing as error:  # the other arms need not wait for this one's people
             waiting.append(f"arm {arm.arm}: {error}" if arm.arm else str(error))
     if waiting:
         raise LabelsMissing("; ".join(waiting))
-    for (a, own, of_a), (b, _, of_b) in combinations(runs, 2):
-        if "win_rate" not in of_a or "win_rate" not in of_b:  # arms that end with SL-CAI
-            continue
-        name = f"win_rate_over_{b.arm}"
-        of_a[name] = _head_to_head(a, of_a, of_b, store)
-        print(pipeline.line(name, of_a[name]), flush=True)
-        _write_run(a, own, of_a)
+    for arm, own in zip(arms, folders, strict=True):
+        for rival in rivals[arm.arm]:
+            entries = done[arm.arm]
+            name = f"win_rate_over_{rival}"
+            entries[name] = _head_to_head(arm, entries, done[rival], store)
+            print(pipeline.line(name, entries[name]), flush=True)
+            _write_run(arm, own, entries, todo[arm.arm])
     return folders
 
 
-def _run_arm(arm: Prepared, folder: Path, store: Store) -> dict[str, Entry]:
+def _names(arm: Prepared) -> list[str]:
+    return [planned.step.name for planned in arm.steps]
+
+
+def _judged(arm: Prepared) -> bool:
+    """Whether the arm has a policy that can meet that of another arm; some end with SL-CAI."""
+    return "win_rate" in _names(arm)
+
+
+def _run_arm(arm: Prepared, folder: Path, store: Store, todo: Sequence[str]) -> dict[str, Entry]:
     if arm.arm:
         print(f"--- arm {arm.arm}")
     settings = yaml.safe_dump(asdict(arm.settings), sort_keys=False, allow_unicode=True)
     write_text(folder / "config.yaml", settings)
     for name, text in arm.texts.items():
         write_text(folder / name, text)
-    entries = pipeline.run_steps(arm.steps, store, lambda done: _write_run(arm, folder, done))
+    entries = pipeline.run_steps(arm.steps, store, lambda done: _write_run(arm, folder, done, todo))
     print(pipeline.summary(entries))
     return entries
 
@@ -200,7 +180,7 @@ def _head_to_head(arm: Prepared, a: Mapping[str, Entry], b: Mapping[str, Entry],
     return pipeline.run_step(replace(planned, stage=fresh), inputs, store)
 
 
-def _write_run(arm: Prepared, folder: Path, entries: Mapping[str, Entry]) -> None:
+def _write_run(arm: Prepared, folder: Path, entries: Mapping[str, Entry], todo: Sequence[str]) -> None:
     stages = {
         name: {
             "fingerprint": entry.fingerprint,
@@ -221,6 +201,7 @@ def _write_run(arm: Prepared, folder: Path, entries: Mapping[str, Entry]) -> Non
             "seed": arm.settings.seed,
             "command": ["cai", "run", *arm.overrides],
             "num_threads": arm.settings.num_threads,
+            "steps": list(todo),
             "stages": stages,
             "texts": {name: sha256(text.encode()).hexdigest() for name, text in arm.texts.items()},
             "versions": {package: _version(package) for package in _VERSIONS},
@@ -272,20 +253,3 @@ def _targets(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _targets(value, f"{key}[{index}]")
-
-
-def _run_folders(roots: Sequence[Path]) -> list[Path]:
-    """The run folders at or below each root, in the order given."""
-    found: list[Path] = []
-    for root in roots:
-        below = sorted(path.parent for path in root.rglob("run.json"))
-        if not below:
-            raise DataError(f"{root}: no run folder (one with a run.json) there")
-        found += [path for path in below if path not in found]
-    return found
-
-
-def _report(runs: Sequence[Path], folder: Path) -> Path:
-    from cai.report import write_report
-
-    return write_report(runs, folder)

@@ -1,5 +1,5 @@
 """The report of one or many runs: every figure with its interval, as one HTML page and as JSON."""
 
-from cai.report.page import write_report
+from cai.report.page import gather, write
 
-__all__ = ["write_report"]
+__all__ = ["gather", "write"]

@@ -19,7 +19,7 @@ from cai.visible import visible
 if TYPE_CHECKING:
     from cai.report.page import Report
 
-__all__ = ["GLYPHS", "environment", "render"]
+__all__ = ["GLYPHS", "environment", "main_columns", "render"]
 
 # The markers of `plots.MARKERS` in their order, as paths in a box of 10 by 10.
 GLYPHS: Final = (
@@ -70,28 +70,31 @@ def environment() -> Environment:
 
 def render(report: "Report", pictures: Mapping[str, str]) -> str:
     """The whole page. Everything but `pictures` is escaped."""
-    shown = [c for c in report.measures.columns if any(c.name in f for f in report.measures.figures.values())]
-    main, further = _split(shown)
-    template = environment().get_template("report.html.jinja")
-    return template.render(
-        report=report,
-        pictures={name: Markup(svg) for name, svg in pictures.items()},
-        main=main,
-        further=further,
-        differences=_difference_rows(report, main),
-        subtitle=_subtitle(report),
-        costs=_cost_groups(report),
-        set_groups={s.name: list(dict.fromkeys(g for own in s.groups.values() for g in own)) for s in report.sets},
-        rated={name for rating in report.ratings for name in (rating.reference, *rating.elo)},
-        glyphs=GLYPHS,
-        label_counts=_label_counts(report),
-        adherence_pairs=list(dict.fromkeys((a.first, a.second) for a in report.principles.adherence)),
-        adherence=_adherence(report),
-        ceilings={arm.arm: arm.ceiling for arm in report.labels.arms} if report.labels else {},
-        reward_tags=list(dict.fromkeys(tag for model in report.reward_models for tag in model.by_tag)),
-        curve_names=_names(report.curves),
-        ladder_names=_names(report.ladders),
-        stage_names=list(dict.fromkeys(stage for run in report.runs for stage in run.outputs)),
+    main = main_columns(report)
+    further = [c for c in _shown(report) if c not in main]
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            report=report,
+            pictures={name: Markup(svg) for name, svg in pictures.items()},
+            main=main,
+            further=further,
+            differences=_difference_rows(report, main),
+            subtitle=_subtitle(report),
+            costs=_cost_groups(report),
+            set_groups={s.name: list(dict.fromkeys(g for own in s.groups.values() for g in own)) for s in report.sets},
+            rated={name for rating in report.ratings for name in (rating.reference, *rating.elo)},
+            glyphs=GLYPHS,
+            label_counts=_label_counts(report),
+            adherence_pairs=list(dict.fromkeys((a.first, a.second) for a in report.principles.adherence)),
+            adherence=_adherence(report),
+            ceilings={arm.arm: arm.ceiling for arm in report.labels.arms} if report.labels else {},
+            reward_tags=list(dict.fromkeys(tag for model in report.reward_models for tag in model.by_tag)),
+            curve_names=_names(report.curves),
+            ladder_names=_names(report.ladders),
+            stage_names=list(dict.fromkeys(stage for run in report.runs for stage in run.outputs)),
+        )
     )
 
 
@@ -100,12 +103,15 @@ def _names(panels: Mapping[str, Sequence[Curve]]) -> list[str]:
     return list(dict.fromkeys(line.name for lines in panels.values() for line in lines))
 
 
-def _split(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
-    """What the main table shows, and what comes under it; where nearly nothing is main, the first few are."""
+def main_columns(report: "Report") -> list[Column]:
+    """What the main table shows; where nearly nothing is main, the first few. The others come under it."""
+    columns = _shown(report)
     main = [c for c in columns if c.is_main]
-    if len(main) <= 3:
-        main = list(columns[:_MAX_MAIN])
-    return main, [c for c in columns if c not in main]
+    return main if len(main) > 3 else columns[:_MAX_MAIN]
+
+
+def _shown(report: "Report") -> list[Column]:
+    return [c for c in report.measures.columns if any(c.name in f for f in report.measures.figures.values())]
 
 
 def _difference_rows(report: "Report", columns: Sequence[Column]) -> list[DifferenceRow]:

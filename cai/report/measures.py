@@ -7,19 +7,21 @@ from typing import Any, Final, Literal
 
 from cai.errors import DataError
 from cai.report.resampling import Table, mean_table
-from cai.report.runs import Output, Policy, Run, pairs_of_arms
+from cai.report.runs import Output, Policy, Run, leads_to, pairs_of_arms
 from cai.report.statistics import Bootstrap, Estimate, holm
 from cai.report.wins import MARGIN
 
 __all__ = [
     "Column",
     "Difference",
+    "Measured",
     "Measures",
     "column_of",
     "columns_of",
     "compared",
     "declared_metrics",
     "measure",
+    "measured",
 ]
 
 Better = Literal["lower", "higher", ""]
@@ -88,6 +90,14 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured: the columns, and by policy and column the sums per prompt of each seed."""
+
+    columns: tuple[Column, ...]
+    tables: Mapping[str, Mapping[str, Sequence[Table]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Measures:
     """Figures by policy name and column name; a figure that does not exist is left out. `declared` names the columns
     that the runs' settings declared to be what the comparison is about.
@@ -120,8 +130,8 @@ def declared_metrics(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in said for name in names)) if said else PRIMARY
 
 
-def measure(policies: Sequence[Policy], bootstrap: Bootstrap, declared: Sequence[str] = PRIMARY) -> Measures:
-    """Every column of every policy, and the differences SL-CAI - base, arm - SL-CAI, arm - arm."""
+def measured(policies: Sequence[Policy]) -> Measured:
+    """Every column of every policy."""
     tables = {policy.name: _tables(policy) for policy in policies}
     present = list(dict.fromkeys(name for columns in tables.values() for name in columns))
     names = [name for name in KNOWN if name in present] + [name for name in present if name not in KNOWN]
@@ -129,6 +139,16 @@ def measure(policies: Sequence[Policy], bootstrap: Bootstrap, declared: Sequence
     rates = {c.name for c in columns if c.unit == "%"}
     for by in tables.values():
         by.update({n: [replace(t, is_rate=n in rates) for t in found] for n, found in by.items()})
+    return Measured(columns, tables)
+
+
+def measure(
+    policies: Sequence[Policy], what: Measured, bootstrap: Bootstrap, declared: Sequence[str] = PRIMARY
+) -> Measures:
+    """Figures, and the differences SL-CAI - base, arm - SL-CAI, arm - arm."""
+    columns, tables = what.columns, what.tables
+    names = [column.name for column in columns]
+    rates = {c.name for c in columns if c.unit == "%"}
     figures = {
         policy: {n: found for n in names if n in by and (found := bootstrap.estimate(by[n]))}
         for policy, by in tables.items()
@@ -153,10 +173,16 @@ def _tables(policy: Policy) -> dict[str, list[Table]]:
         rows = scored_rows(output)
         prompts = [row["prompt_id"] for row in rows]
         for name, values in columns_of(rows).items():
-            if policy.kind == "sl_cai" and name == "kl":
+            if name == "kl" and (policy.kind == "sl_cai" or _has_many_references(policy)):
                 continue  # the distance of the reference to itself is 0 by definition, not by measurement
             tables.setdefault(name, []).append(mean_table(seed, prompts, values))
     return tables
+
+
+def _has_many_references(policy: Policy) -> bool:
+    """Whether a base model is that of arms with different SL-CAI models: its distance is to which?"""
+    made = {(run.seed, run.outputs["evaluate_base"].fingerprint) for run in policy.runs if policy.kind == "base"}
+    return len(made) > len({seed for seed, _ in made})
 
 
 def scored_rows(output: Output) -> list[dict[str, Any]]:
@@ -189,7 +215,7 @@ def compared(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
     pairs = []
     for earlier, later in (("base", "sl_cai"), ("sl_cai", "policy")):
         for b in (p for p in policies if p.kind == earlier):
-            pairs += [(a, b) for a in policies if a.kind == later and (b.arm is None or b.arm == a.arm)]
+            pairs += [(a, b) for a in policies if a.kind == later and leads_to(b, a)]
     return pairs + pairs_of_arms(policies)
 
 

@@ -1,24 +1,28 @@
-"""`write_report`: run folders in, one self-contained report.html and the same figures as report.json out."""
+"""Run folders in; one self-contained report.html, the same figures as report.json, and tables for a paper out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from cai.records import to_json, write_json, write_text
 from cai.report import plots
+from cai.report.alike import Differing, differing, unequal
+from cai.report.effects import Effect, FrontShare, factors_of, fronts, main_effects
 from cai.report.judged import judged_by_arm
 from cai.report.labels import Labels, read_labels
 from cai.report.limits import absences, limits
-from cai.report.measures import PRIMARY, Measures, declared_metrics, measure
+from cai.report.measures import PRIMARY, Measures, declared_metrics, measure, measured
 from cai.report.plots import Curve, Point
 from cai.report.principles import Principles, read_principles
 from cai.report.ratings import Ratings, ratings
 from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
-from cai.report.runs import Policy, Run, policies_of, read_runs
+from cai.report.runs import MANY, Policy, Run, leads_to, policies_of, read_runs
 from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
 from cai.report.sets import SetResult, set_results
 from cai.report.statistics import Bootstrap
+from cai.report.tables import paper_tables
 from cai.report.training import (
     Cost,
     RewardModel,
@@ -30,9 +34,9 @@ from cai.report.training import (
     rl_curves,
 )
 from cai.report.wins import WinRate, matches, win_rates
-from cai.report.words import findings, label_findings
+from cai.report.words import findings, joined, label_findings
 
-__all__ = ["Report", "as_json", "gather", "pictures", "write_report"]
+__all__ = ["Report", "as_json", "gather", "pictures", "write"]
 
 _SEED: Final = 0  # of the bootstrap and of what is drawn to be shown; stated on the page
 _RATES: Final = ("harmful_compliance", "helpful", "over_refusal", "evasive_share")
@@ -54,6 +58,10 @@ class Report:
     win_rates: tuple[WinRate, ...]
     ratings: tuple[Ratings, ...]
     sets: tuple[SetResult, ...]
+    effects: tuple[Effect, ...]
+    fronts: tuple[FrontShare, ...]
+    settings: tuple[Differing, ...]
+    unequal: tuple[str, ...]
     labels: Labels | None
     ladders: dict[str, list[Curve]]
     reward_models: tuple[RewardModel, ...]
@@ -76,27 +84,37 @@ class Report:
         return sorted({run.seed for run in self.runs})
 
 
-def write_report(runs: Sequence[Path], output: Path) -> Path:
-    """Compare finished runs; returns the path of report.html, beside which report.json has every figure.
-
-    `runs` are run folders (with a run.json). Runs are grouped into arms over their seeds; a part that no run has is
-    left out, and the page says so. Raises DataError for a folder that is no run, or files that are not as they should.
+def write(report: Report, output: Path) -> Path:
+    """Write report.html, report.json (every figure) and tables to paste (table.md, table.tex, table.csv) into `output`;
+    returns the path of report.html.
     """
-    from cai.report.layout import render
+    from cai.report.layout import main_columns, render
 
-    report = gather(runs)
     write_json(output / "report.json", as_json(report))
+    for name, text in paper_tables(report, main_columns(report)).items():
+        write_text(output / name, text)
     write_text(output / "report.html", render(report, pictures(report)))
     return output / "report.html"
 
 
-def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
-    """Read runs and compute every figure of the report."""
+def gather(
+    folders: Sequence[Path], *, left_out: Mapping[str, str] = MappingProxyType({}), num_draws: int = 10_000
+) -> Report:
+    """Read run folders (those with a run.json) and compute every figure of the report.
+
+    Runs are grouped into arms over their seeds; a part that no run has is left out, and the page says so, as it does of
+    runs that were `left_out` (by name, with the reason). Raises DataError for a folder that is no run, or files that
+    are not as they should.
+    """
     runs = read_runs(folders)
     policies = policies_of(runs)
     series = _series(runs, policies)
     bootstrap = Bootstrap(num_draws=num_draws, seed=_SEED)
-    measures = measure(policies, bootstrap, declared_metrics(runs))
+    found, declared = measured(policies), declared_metrics(runs)
+    measures = measure(policies, found, bootstrap, declared)
+    effects = main_effects(policies, found, bootstrap, declared)
+    settings = differing(runs)
+    unlike = unequal(runs, settings, left_out)
     met = matches(runs, policies)
     rates = win_rates(met, bootstrap)
     judged = judged_by_arm(runs)
@@ -110,7 +128,7 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         notice=notice_of(runs),
         seed=_SEED,
         num_draws=num_draws,
-        findings=(*findings(policies, measures, rates), *label_findings(labels, rewards)),
+        findings=(*findings(policies, measures, rates, effects), *label_findings(labels, rewards)),
         runs=tuple(runs),
         policies=tuple(policies),
         series=series,
@@ -118,6 +136,10 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         win_rates=tuple(rates),
         ratings=tuple(ratings(met, policies, bootstrap)),
         sets=tuple(set_results(policies, bootstrap)),
+        effects=tuple(effects),
+        fronts=tuple(fronts(policies, found, bootstrap)),
+        settings=tuple(settings),
+        unequal=tuple(unlike),
         labels=labels,
         ladders=noise_ladders(runs, series),
         reward_models=tuple(rewards),
@@ -131,15 +153,17 @@ def gather(folders: Sequence[Path], *, num_draws: int = 10_000) -> Report:
         revised=revision_counts(runs),
         revision_scores=tuple(revision_scores(runs, bootstrap)),
         costs=tuple(costs(runs)),
-        limits=tuple(limits(runs, measures, labels, rates)),
+        limits=(*unlike, *limits(runs, measures, labels, rates)),
         absent=absences(runs, policies, measures, rates),
     )
 
 
 def _title(policies: Sequence[Policy]) -> str:
     arms = [p.name for p in policies if p.kind == "policy"]
+    if len(arms) > MANY:
+        return f"{len(arms)} arms compared over {joined(list(factors_of(policies)))}"
     if len(arms) > 1:
-        return f"{' and '.join([', '.join(arms[:-1]), arms[-1]])} compared"
+        return f"{joined(arms)} compared"
     return f"{arms[0]}, step by step" if arms else "A run, step by step"
 
 
@@ -153,7 +177,7 @@ def _series(runs: Sequence[Run], policies: Sequence[Policy]) -> dict[str, int]:
     """Colour and marker by policy or arm name: base 0, SL-CAI 1, arms from 2 (and a base or SL-CAI of their own)."""
     names = dict.fromkeys([*(p.name for p in policies if p.kind == "policy"), *(run.arm for run in runs)])
     arms = {arm: 2 + i % (len(plots.COLOURS) - 2) for i, arm in enumerate(names)}
-    early = {p.name: {"base": 0, "sl_cai": 1}[p.kind] if p.arm is None else arms[p.arm]
+    early = {p.name: {"base": 0, "sl_cai": 1}[p.kind] if not p.arms else arms[p.arms[0]]
              for p in policies if p.kind != "policy"}  # fmt: skip
     return arms | early
 
@@ -218,9 +242,7 @@ def _pareto(report: Report) -> str | None:
 def _steps(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
     """Which policy was trained from which."""
     order = {"base": "sl_cai", "sl_cai": "policy"}
-    return [
-        (a, b) for a in policies for b in policies if order.get(a.kind) == b.kind and (a.arm is None or a.arm == b.arm)
-    ]
+    return [(a, b) for a in policies for b in policies if order.get(a.kind) == b.kind and leads_to(a, b)]
 
 
 def _win_picture(report: Report) -> str:
@@ -246,6 +268,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "win_rates": [to_json(r) for r in report.win_rates],
         "ratings": [to_json(r) for r in report.ratings],
         "sets": [to_json(s) for s in report.sets],
+        "effects": [to_json(e) for e in report.effects],
+        "fronts": [to_json(f) for f in report.fronts],
+        "settings": [to_json(s) for s in report.settings],
         "labels": to_json(report.labels) if report.labels else None,
         "ladders": {t: [to_json(c) for c in lines] for t, lines in report.ladders.items()},
         "reward_models": [to_json(m) for m in report.reward_models],
@@ -267,7 +292,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _policy_json(policy: Policy) -> dict[str, Any]:
-    return {"name": policy.name, "kind": policy.kind, "arm": policy.arm, "seeds": sorted(policy.evaluations)}
+    return {"name": policy.name, "kind": policy.kind, "arms": list(policy.arms), "seeds": sorted(policy.evaluations)}
 
 
 def _constitution_json(used: UsedConstitution) -> dict[str, Any]:

@@ -7,25 +7,38 @@ Whatever a run did not do is absent here too: every reader of a file returns Non
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import yaml
 
 from cai.errors import DataError
-from cai.records import read_json, read_records, read_rows
+from cai.records import digest_file, read_json, read_records, read_rows
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Output", "Policy", "Run", "Stages", "pairs_of_arms", "policies_of", "read_runs", "stages_of"]
+__all__ = [
+    "MANY",
+    "Output",
+    "Policy",
+    "Run",
+    "Stages",
+    "by_arm",
+    "leads_to",
+    "pairs_of_arms",
+    "policies_of",
+    "read_runs",
+    "stages_of",
+]
 
 R = TypeVar("R", bound="DataclassInstance")
 
 _KNOWN_ARMS: Final = {"rlhf": "RLHF", "rlaif": "RLAIF"}
 # Overrides that tell where, or which repetition, but not what kind of run it is.
-_NEUTRAL: Final = {"experiment", "seed", "out", "store", "name", "num_threads"}
+_NEUTRAL: Final = {"seed", "out", "store", "name", "num_threads"}
+MANY: Final = 3  # of more arms than these, words speak of what was varied, and each is compared with the first only
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,9 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One pass through the stages. `arm` is a label that runs which differ in the seed alone have in common."""
+    """One pass through the stages. `arm` is a label that runs which differ in the seed alone have in common; `choices`
+    are the overrides that say what kind of run it is, with the name of its arm, if it is one.
+    """
 
     folder: Path
     arm: str
@@ -66,6 +81,7 @@ class Run:
     outputs: dict[str, Output]
     versions: dict[str, str | None]
     config: dict[str, Any]
+    choices: dict[str, str] = field(default_factory=dict)
 
 
 Stages = dict[int, Output]  # the output of one stage in every seed
@@ -73,11 +89,13 @@ Stages = dict[int, Output]  # the output of one stage in every seed
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model that was evaluated: its evaluations by seed. `arm` is None for models that come before the arms part."""
+    """A model that was evaluated: its evaluations by seed. `arms` are those that it is of, or that were made from it;
+    empty for models that come before all arms part.
+    """
 
     name: str
     kind: str  # base, sl_cai or policy: the stage evaluate_<kind>
-    arm: str | None
+    arms: tuple[str, ...]
     evaluations: Stages
     runs: tuple[Run, ...]
 
@@ -106,6 +124,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             outputs={name: _output(name, entry, folder) for name, entry in _need(run, "stages", folder).items()},
             versions=run.get("versions") or {},
             config=config or {},
+            choices=_choices(run),
         )
         for (folder, run, config), label in zip(found, labels, strict=True)
     ]
@@ -139,17 +158,21 @@ def _arm_labels(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
     Two runs of one arm and seed (the same command after an edit, say) are told apart by their folders, or by those of
     their sweeps; DataError if even those have one name.
     """
-    overrides = [_overrides(run) for _, run in runs]
+    choices = [_choices(run) for _, run in runs]
     folders = [folder.parent if folder.name == run.get("arm") else folder for folder, run in runs]
     names = [
-        run.get("arm") or own.get("experiment") or _seedless(folder.name)
-        for (_, run), own, folder in zip(runs, overrides, folders, strict=True)
+        own.get("arm") or own.get("experiment") or _given_name(folder)
+        for own, folder in zip(choices, folders, strict=True)
     ]
     labels = []
-    for name, own in zip(names, overrides, strict=True):
-        rivals = [o for n, o in zip(names, overrides, strict=True) if n == name]
-        apart = [f"{k}={v}" for k, v in own.items() if k not in _NEUTRAL and any(o.get(k) != v for o in rivals)]
-        labels.append(" ".join([_KNOWN_ARMS.get(name, name), *apart]))
+    for name, own in zip(names, choices, strict=True):
+        rivals = [o for n, o in zip(names, choices, strict=True) if n == name]
+        apart = [
+            f"{k}={_short(v)}"
+            for k, v in own.items()
+            if k not in ("arm", "experiment") and any(o.get(k) != v for o in rivals)
+        ]
+        labels.append(" ".join([*filter(None, [_KNOWN_ARMS.get(name, name)]), *apart]) or "run")
     clash = {label for label, _ in _twice(labels, runs)}
     by_run, by_sweep = (
         [f"{x} ({_seedless(place.name)})" if x in clash else x for x, place in zip(labels, places, strict=True)]
@@ -169,9 +192,22 @@ def _twice(labels: Sequence[str], runs: Sequence[tuple[Path, dict[str, Any]]]) -
     return [key for key, count in taken.items() if count > 1]
 
 
-def _overrides(run: dict[str, Any]) -> dict[str, str]:
+def _choices(run: dict[str, Any]) -> dict[str, str]:
+    """The overrides of the command that say what kind of run it is, and `arm`."""
     pairs = (item.partition("=") for item in run.get("command") or () if "=" in item)
-    return {key: value for key, _, value in pairs}
+    own = {key: value for key, _, value in pairs if key not in _NEUTRAL and not key.startswith("hydra")}
+    return own | ({"arm": run["arm"]} if run.get("arm") else {})
+
+
+def _given_name(folder: Path) -> str:
+    """What the run was called; nothing for a name that was made of its overrides, which are told anyway."""
+    name = _seedless(folder.name)
+    return "" if name == "run" or name.startswith("run-") else name
+
+
+def _short(value: str) -> str:
+    """A path's last part; any other value as it is."""
+    return Path(value).name if "/" in value else value
 
 
 def _seedless(name: str) -> str:
@@ -179,9 +215,15 @@ def _seedless(name: str) -> str:
 
 
 def pairs_of_arms(policies: Sequence[Policy]) -> list[tuple[Policy, Policy]]:
-    """Every two trained policies, the later one first (`RLAIF` against `RLHF`)."""
+    """Every two trained policies, the later one first (`RLAIF` against `RLHF`); of many, each against the first."""
     trained = [p for p in policies if p.kind == "policy"]
-    return [(b, a) for i, a in enumerate(trained) for b in trained[i + 1 :]]
+    firsts = trained[:1] if len(trained) > MANY else trained
+    return [(b, a) for i, a in enumerate(firsts) for b in trained[i + 1 :]]
+
+
+def leads_to(earlier: Policy, later: Policy) -> bool:
+    """Whether `later` (of the next kind) was made from `earlier`."""
+    return not earlier.arms or set(later.arms) <= set(earlier.arms)
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
@@ -193,12 +235,12 @@ def stages_of(runs: Sequence[Run], stage: str) -> Stages:
 
 
 def policies_of(runs: Sequence[Run]) -> list[Policy]:
-    """Base, SL-CAI, then one policy per arm. Arms that do not share their base or SL-CAI have one each."""
+    """Base, SL-CAI, then one policy per arm; a base or SL-CAI for each group of arms that share one."""
     policies = []
     for kind, name in (("base", "Base"), ("sl_cai", "SL-CAI")):
         policies += _shared(runs, kind, name)
     return policies + [
-        Policy(arm, "policy", arm, stages, tuple(own))
+        Policy(arm, "policy", (arm,), stages, tuple(own))
         for arm, own in by_arm(runs).items()
         if (stages := stages_of(own, "evaluate_policy"))
     ]
@@ -212,10 +254,41 @@ def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _shared(runs: Sequence[Run], kind: str, name: str) -> list[Policy]:
+    """One policy for each group of arms whose outputs are the same in every seed that they have in common."""
     stage = f"evaluate_{kind}"
-    having = [run for run in runs if stage in run.outputs]
-    made = {(run.seed, run.outputs[stage].fingerprint) for run in having}
-    if len(made) == len({seed for seed, _ in made}):
-        return [Policy(name, kind, None, stages_of(having, stage), tuple(having))] if having else []
-    arms = by_arm(having)
-    return [Policy(f"{name} of {arm}", kind, arm, stages_of(own, stage), tuple(own)) for arm, own in arms.items()]
+    groups: list[tuple[list[str], dict[int, str], list[Run]]] = []
+    arms = by_arm([run for run in runs if stage in run.outputs])
+    for arm, own in arms.items():
+        made = {run.seed: _identity(run.outputs[stage], kind) for run in own}
+        for names, theirs, members in groups:
+            common = made.keys() & theirs.keys()
+            if common and all(made[seed] == theirs[seed] for seed in common):
+                names.append(arm)
+                theirs.update(made)
+                members.extend(own)
+                break
+        else:
+            groups.append(([arm], made, list(own)))
+    if len(groups) == 1:
+        return [Policy(name, kind, (), stages_of(groups[0][2], stage), tuple(groups[0][2]))]
+    return [
+        Policy(
+            f"{name} of {_in_common(names, list(arms))}", kind, tuple(names), stages_of(members, stage), tuple(members)
+        )
+        for names, _, members in groups
+    ]
+
+
+def _identity(output: Output, kind: str) -> str:
+    """What tells one evaluated model from another. The base model is the same whatever came after, although what its
+    evaluation holds beside its responses (the distance to SL-CAI) is not.
+    """
+    responses = output.path / "responses.jsonl"
+    return digest_file(responses) if kind == "base" and responses.is_file() else output.fingerprint
+
+
+def _in_common(group: Sequence[str], arms: Sequence[str]) -> str:
+    """What the labels of a group have in common that not all arms have: `constitution=a`; else all its labels."""
+    words = [word for word in group[0].split() if all(word in label.split() for label in group)]
+    own = [word for word in words if not all(word in label.split() for label in arms)]
+    return " ".join(own) if own and len(group) > 1 else " and ".join(group)

@@ -90,7 +90,7 @@ def judged_pair(stage: str, run: Run, policies: Sequence[Policy]) -> tuple[str, 
 def _opponent(stage: str, run: Run, policies: Sequence[Policy]) -> str | None:
     """Whom the arm of `run` was judged against in `stage`: win_rate is SL-CAI, win_rate_over_<arm> another arm."""
     if stage == "win_rate":
-        return next((p.name for p in policies if p.kind == "sl_cai" and p.arm in (None, run.arm)), None)
+        return next((p.name for p in policies if p.kind == "sl_cai" and (not p.arms or run.arm in p.arms)), None)
     if not stage.startswith("win_rate_over_"):
         return None
     name = stage.removeprefix("win_rate_over_")

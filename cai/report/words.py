@@ -1,14 +1,17 @@
 """Numbers and findings in words, with their uncertainty and no more certainty than that."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cai.report.labels import Labels
 from cai.report.measures import Column, Difference, Measures
-from cai.report.runs import Policy, pairs_of_arms
+from cai.report.runs import MANY, Policy, leads_to, pairs_of_arms
 from cai.report.statistics import Estimate
 from cai.report.training import RewardModel
 from cai.report.wins import WinRate
+
+if TYPE_CHECKING:
+    from cai.report.effects import Effect
 
 __all__ = [
     "cell",
@@ -107,17 +110,40 @@ _OFTEN: Final = 0.5  # a judge that contradicts itself so often is told of besid
 # --- findings ---------------------------------------------------------------------------------------------------------
 
 
-def findings(policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate]) -> list[tuple[str, str]]:
+def findings(
+    policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate], effects: Sequence["Effect"] = ()
+) -> list[tuple[str, str]]:
     """(heading, sentences) on what the report's main figures say, in the order of the recipe."""
     known = {c.name: c for c in measures.columns}
-    items = [(known[n].label, _course(known[n], policies, measures)) for n in measures.declared if n in known]
-    side = [_level(known[n], policies, measures) for n in ("over_refusal", "evasive_share", "garbled") if n in known]
+    trained = [p for p in policies if p.kind == "policy"]
+    told = [p for p in policies if p not in trained] if len(trained) > MANY else policies  # the rest is in tables
+    items = [(known[n].label, _course(known[n], told, measures)) for n in measures.declared if n in known]
+    side = [_level(known[n], told, measures) for n in ("over_refusal", "evasive_share", "garbled") if n in known]
     if any(side):
         items.append(("Side effects", " ".join(s for s in side if s)))
-    items.append(("Against SL-CAI", _against_sl_cai(policies, rates)))
-    for first, second in pairs_of_arms(policies):
+    if told is policies:
+        items.append(("Against SL-CAI", _against_sl_cai(policies, rates)))
+    items += _effects(effects, measures)
+    for first, second in () if effects else pairs_of_arms(policies):
         items.append((f"{first.name} against {second.name}", _rivals(first, second, measures, rates)))
     return [(heading, text) for heading, text in items if text]
+
+
+def _effects(effects: Sequence["Effect"], measures: Measures) -> list[tuple[str, str]]:
+    """What each swept key does to the declared metrics, on average over the others."""
+    known = {c.name: c for c in measures.columns}
+    said: dict[str, list[str]] = {}
+    for effect in effects:
+        parts = []
+        for name in measures.declared:
+            if name in effect.columns:
+                found = Difference(effect.level, effect.reference, name, effect.columns[name], effect.p_holm[name])
+                shown = signed(found.estimate, known[name].unit)
+                parts.append(f"{known[name].label} {shown}: {verdict(found, known[name])}")
+        if parts:
+            over = f"{effect.level} against {effect.reference}"
+            said.setdefault(effect.key, []).append(f"{over}: {'; '.join(parts)}.")
+    return [(f"Effect of {key}", " ".join(sentences)) for key, sentences in said.items()]
 
 
 def _course(column: Column, policies: Sequence[Policy], measures: Measures) -> str:
@@ -132,7 +158,7 @@ def _course(column: Column, policies: Sequence[Policy], measures: Measures) -> s
     for kind, earlier in (("sl_cai", "base"), ("policy", "sl_cai")):
         moved: dict[str, list[str]] = {}
         for policy in (p for p in known if p.kind == kind):
-            from_ = next((p for p in known if p.kind == earlier and p.arm in (None, policy.arm)), None)
+            from_ = next((p for p in known if p.kind == earlier and leads_to(p, policy)), None)
             found = measures.difference(policy.name, from_.name, column.name) if from_ else None
             moved.setdefault(_move(found), []).append(policy.name)
         sentences += [_moved(move, names, shown) for move, names in moved.items()]
