@@ -146,7 +146,7 @@ def test_sweepers_and_launchers_that_are_not_installed_are_named(
 
 
 def start(project: Path, *overrides: str) -> "subprocess.Popen[bytes]":
-    """A sweep in a process of its own, with a report that only lists."""
+    """A sweep in a process of its own, with a report that only lists; what it says on stderr is in ./said."""
     program = (
         "import sys, cai.commands.compare as c, cai.cli\n"
         "def report(runs, folder, left_out=None):\n"
@@ -157,7 +157,8 @@ def start(project: Path, *overrides: str) -> "subprocess.Popen[bytes]":
     )
     command = [sys.executable, "-c", program, "run", "-m", *overrides]
     environment = {**os.environ, "PYTHONPATH": TEST_PATH}
-    return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with (project / "said").open("wb") as said:
+        return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -227,9 +228,8 @@ def test_killed_holder_of_a_lock(project: Path, undisturbed: dict[str, str]) -> 
     launcher = start(project, *SWEEP)
     for holder in wait_for(lambda: holders(launcher.pid)):
         holder.kill()
-    _, said = launcher.communicate()
-    assert launcher.returncode == 0, said
-    assert b"the process of a job was killed; going on" in said
+    assert launcher.wait() == 0
+    assert "the process of a job was killed; going on" in (project / "said").read_text()
     assert outputs(project) == undisturbed
     assert not list((project / "store").glob("*/partial-*"))
 
@@ -237,10 +237,9 @@ def test_killed_holder_of_a_lock(project: Path, undisturbed: dict[str, str]) -> 
 @pytest.mark.slow
 def test_a_job_that_is_killed_again_and_again_is_given_up(project: Path) -> None:
     """Out of memory, say: the others are still done."""
-    launcher = start(project, "data.count=2,3,99", "+data.die_at=99", *JOBLIB)
-    _, said = launcher.communicate()
-    assert launcher.returncode == 2
-    assert b"1 of 3 jobs failed; data.count=99: its process was killed 2 times" in said
+    assert start(project, "data.count=2,3,99", "+data.die_at=99", *JOBLIB).wait() == 2
+    said = (project / "said").read_text()
+    assert "1 of 3 jobs failed; data.count=99: its process was killed 2 times" in said
     (sweep,) = (project / "runs").iterdir()
     assert len((sweep / "report.html").read_text().splitlines()) == 2
 
