@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from measuring import report, table
@@ -199,7 +200,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = run(Path(folder) / "labels.db", args)
+        where = Path(folder) / "labels.db"
+        figures = run(where, num_people=args.people, num_tasks=args.tasks, num_kills=args.kills, think=args.think)
     rows = {name: figures[name] for name in ("submit", "page")}
     print(table("seconds", rows))
     print(", ".join(f"{name} {figures[name]:,}" for name in figures if isinstance(figures[name], int)))
@@ -207,24 +209,24 @@ def main() -> None:
     sys.exit(1 if figures["num_wrong"] or figures["num_answers"] != args.people * args.tasks else 0)
 
 
-def run(where: Path, args: argparse.Namespace) -> dict[str, object]:
+def run(where: Path, *, num_people: int, num_tasks: int, num_kills: int, think: float) -> dict[str, Any]:
     """The figures; see `main`."""
-    comparisons = [comparison(number) for number in range(args.tasks)]
-    asked = replace(FORM, num_labels=args.people)
+    comparisons = [comparison(number) for number in range(num_tasks)]
+    asked = replace(FORM, num_labels=num_people)
     database = Database(str(where), create=True)
     queue, accounts, tally = Queue(database), Accounts(database), Tally()
     queue.ask(comparisons, asked)
-    names = [f"person {number}" for number in range(args.people)]
+    names = [f"person {number}" for number in range(num_people)]
     for name in names:
         accounts.accept(accounts.invite(name), PASSWORD)
     server = Server(where)
     people = [Person(name, server.port, tally) for name in names]
-    threads = [threading.Thread(target=p.work, args=(args.think, random.Random(i))) for i, p in enumerate(people)]
+    threads = [threading.Thread(target=p.work, args=(think, random.Random(i))) for i, p in enumerate(people)]
     for thread in threads:
         thread.start()
-    total = args.people * args.tasks
-    for number in range(args.kills):
-        while len(tally.recorded) < total * (number + 0.5) / args.kills:
+    total = num_people * num_tasks
+    for number in range(num_kills):
+        while len(tally.recorded) < total * (number + 0.5) / num_kills:
             time.sleep(0.01)
         server.kill()
         server.start()
@@ -233,7 +235,7 @@ def run(where: Path, args: argparse.Namespace) -> dict[str, object]:
     server.kill()
     answers = queue.ask(comparisons, asked).answers or {}
     database.close()
-    return {"submit": spread(tally.submits), "page": spread(tally.pages), **checked(answers, tally, args.kills)}
+    return {"submit": spread(tally.submits), "page": spread(tally.pages), **checked(answers, tally, num_kills)}
 
 
 def checked(answers: dict[str, list[Answer]], tally: Tally, kills: int) -> dict[str, int]:

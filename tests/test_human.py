@@ -16,6 +16,9 @@ from cai import cli
 from cai.errors import LabelerError, LabelsMissing
 from cai.labelers.base import Labeler
 from cai.labelers.human import HumanLabeler
+from cai.labelers.journaled import label_journaled
+from cai.labelers.mixed import MixedLabeler
+from cai.labelers.simulated import SimulatedLabeler
 from cai.records import read_json, read_records, write_records
 from cai.serve.form import Gold
 from cai.stages.label import Label
@@ -76,6 +79,20 @@ def test_a_skip_is_no_label_while_somebody_else_gave_one(workdir: Path) -> None:
             project.desk.answer(person, screen.task, said, 1.0)
     found = list(labeler.label(comparisons))
     assert [(j.person, j.abstained) for j in found] == [("bob", None), ("ada", "unclear")]
+
+
+def test_what_others_said_is_kept_while_people_are_waited_for(workdir: Path) -> None:
+    comparisons = some(10)
+    others = SimulatedLabeler(scorer=WordCount(), seed=1, overlap=0.0)
+    mixed = MixedLabeler(labelers={"others": others, "people": people()}, seed=0, shares={"others": 0.5, "people": 0.5})
+    with pytest.raises(LabelsMissing):
+        label_journaled(mixed, comparisons, workdir / "judgments.journal", title="label")
+    kept = read_records(workdir / "judgments.journal", Judgment)
+    assert 1 < len(kept) < 10 and {judgment.labeler for judgment in kept} == {"others"}
+    label_everything(workdir, "ada")
+    found = label_journaled(mixed, comparisons, workdir / "judgments.journal", title="label")
+    assert [judgment.comparison_id for judgment in found] == [c.id for c in comparisons]
+    assert [judgment for judgment in found if judgment.labeler == "others"] == sorted(kept, key=found.index)
 
 
 def test_strength_becomes_a_margin_where_one_is_given(workdir: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cai.serve import admin, doors, pages
@@ -34,6 +35,7 @@ def create_app(site: Site, *, hosts: Sequence[str]) -> FastAPI:
     app = FastAPI(title="cai", openapi_url=None)
     app.state.site = site
     app.add_exception_handler(Refused, refusal)
+    app.add_exception_handler(HTTPException, _lost)
     app.add_api_route("/static/{name}", _static, response_model=None)
     for module in (doors, pages, admin):
         app.include_router(module.router)
@@ -49,6 +51,12 @@ def _static(name: str, request: Request) -> Response:
         raise Refused(404, "There is no such page.")
     kind = mimetypes.guess_type(name)[0]
     return Response(data, media_type=kind, headers={"cache-control": "public, max-age=31536000, immutable"})
+
+
+def _lost(request: Request, error: Exception) -> Response:
+    """For an address that is none of ours."""
+    assert isinstance(error, HTTPException)
+    return refusal(request, Refused(error.status_code, "There is no such page."))
 
 
 class _Headers:

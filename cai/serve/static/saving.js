@@ -101,7 +101,7 @@ async function post(path, body) {
   for (let delay = 500; ; delay = Math.min(delay * 2, 10000)) {
     try {
       const response = await fetch(path, { method: "POST", body, headers: { Accept: "application/json" } });
-      if (![502, 503, 504].includes(response.status)) return [response, await response.json()];
+      if (![502, 503, 504].includes(response.status)) return [response, await response.json().catch(() => ({}))];
     } catch {
       // the connection, or a server that is being restarted
     }
