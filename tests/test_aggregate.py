@@ -121,6 +121,7 @@ def test_a_verdict_that_is_a_correction_alone_is_not_lost() -> None:
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_more_labels_for_each_item_come_nearer_to_the_truth(workdir: Path) -> None:
     items = [comparison(f"c{i}", "w " * (i % 7 + 1), "v " * (i % 5 + 2)) for i in range(800)]
     write_records(workdir / "sample" / "comparisons.jsonl", items)

@@ -148,6 +148,7 @@ def test_rloo_writes_a_policy_and_its_curve(inputs: Inputs, tmp_path: Path) -> N
     assert digests[0] == digests[1] and again == facts
 
 
+@pytest.mark.slow
 def test_rloo_learns_a_rule_and_logs_each_reward_apart(inputs: Inputs, tmp_path: Path) -> None:
     """One unit per `key`, a tenth off per word, and nothing of the reward model."""
     rule = [
@@ -235,6 +236,7 @@ def test_the_evaluation_keeps_the_best_of_n(inputs: Inputs, tmp_path: Path) -> N
 # --- expert iteration -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_expert_iteration_moves_to_what_the_reward_prefers(inputs: Inputs, tmp_path: Path) -> None:
     keys = [Part(name="keys", reward=ColumnReward(scorer=Keys(), column="keys"))]
     stage = ExpertIteration(

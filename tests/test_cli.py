@@ -169,6 +169,7 @@ def test_a_folder_of_an_older_version_is_not_written_over(project: Path) -> None
     assert sorted(path.name for path in (project / "runs").iterdir()) == ["mine", "mine-2"]
 
 
+@pytest.mark.slow
 def test_an_edited_sweep_goes_beside_the_old_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = project / "text"
     command = ["run", "-m", "seed=1,2", "name=mine", f"+revise.text={text}"]
@@ -333,6 +334,7 @@ def test_a_mistake_in_the_last_arm_shows_before_the_first_runs(
         (["labeler=ai", "labeler.who=x"], {"rlhf": "label:simulated", "rlaif": "label:ai", "ai": "label:x"}),
     ],
 )
+@pytest.mark.slow
 def test_a_choice_that_every_arm_makes_otherwise_is_an_arm_of_its_own(
     project: Path, asked: list[str], expected: dict[str, str]
 ) -> None:

@@ -91,6 +91,7 @@ def fault_of(body: Any, faults: Sequence[str]) -> str:
     return faults[int(found[1])] if found else ""
 
 
+@pytest.mark.slow
 def test_each_fault_is_known_for_what_it_is_and_passes(start: Start) -> None:
     faults = list(REASONS)
     state, url = start(hang=8.0, script=lambda body, before: fault_of(body, faults) if before < 2 else None)
@@ -102,6 +103,7 @@ def test_each_fault_is_known_for_what_it_is_and_passes(start: Start) -> None:
     assert all(state.faults[fault] == 2 for fault in faults)
 
 
+@pytest.mark.slow
 def test_a_fault_that_does_not_pass_is_a_failure_with_its_reason(start: Start) -> None:
     faults = [*REASONS, "400", ""]
     _, url = start(hang=8.0, script=lambda body, before: fault_of(body, faults))
@@ -122,6 +124,7 @@ def test_a_verdict_without_a_choice_has_no_probability(start: Start) -> None:
     assert parsed.receipt.failed == "no_verdict" and parsed.receipt.attempts == ("no_verdict",) * 3
 
 
+@pytest.mark.slow
 def test_under_all_faults_at_once_every_question_is_answered_rightly_or_failed(start: Start) -> None:
     state, url = start(rate=0.3, seed=5)
     one = engine(url, concurrency=16, prices={"judge": {"input": 1.0, "output": 3.0}}, timeout_seconds=1.9)
@@ -437,6 +440,7 @@ print(sum(scored.receipt.failed is None for scored in one.score(prompts, [("(A)"
 """
 
 
+@pytest.mark.slow
 def test_kill_and_restart_repeat_at_most_the_requests_under_way(start: Start, tmp_path: Path) -> None:
     state, url = start(latency=0.02)
     command = [sys.executable, "-c", KILLED, url, str(tmp_path)]

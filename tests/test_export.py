@@ -110,6 +110,7 @@ def datasets(draw: st.DrawFn) -> list[Labelled]:
 
 @given(datasets())
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, labelled: list[Labelled]) -> None:
     folder = tmp_path_factory.mktemp("data")
     write_folder(folder / "jsonl", labelled)
@@ -136,6 +137,7 @@ def said(labelled: list[Labelled]) -> Counter[Any]:
 
 @given(datasets())
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_every_pair_comes_back_from_trls_format(
     tmp_path_factory: pytest.TempPathFactory, labelled: list[Labelled]
 ) -> None:

@@ -340,6 +340,7 @@ VALUES = st.recursive(
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_row_is_read_or_says_why_not(name: str, data: st.DataObject) -> None:
     """Nothing but Unusable comes out of a row that a file may hold, whatever is in it."""
     columns = [column for column in FORMATS[name].columns if column not in ("responses", "question")]

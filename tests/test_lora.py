@@ -367,6 +367,7 @@ def test_updates_leave_the_base_and_the_reward_model_alone(inputs: dict[str, Pat
 
 
 @pytest.mark.parametrize("value", ["reward_model", pytest.param("shared", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_token_that_pays_is_learnt(value: str, inputs: dict[str, Path]) -> None:
     """As without adapters: eight tokens of `key` are the optimum, chance is a thirtieth of that."""
     made = over_one_base(

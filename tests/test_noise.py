@@ -212,6 +212,7 @@ def test_the_labeler_says_how_its_responses_are_sampled() -> None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_draws_gold_along_the_ladder(tmp_path: Path) -> None:
     with_ladder, without = make_runs(tmp_path, num_comparisons=8)
     label = Path(read_json(with_ladder / "run.json")["stages"]["label"]["path"]) / "label.json"

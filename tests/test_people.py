@@ -118,6 +118,7 @@ def test_groups_share_the_people_and_judge_by_their_own_values() -> None:
     "settings", [{"num_people": 3}, {"num_people": 9, "spread": 0.5}, {"position_bias": 0.8, "length_bias": 0.3}]
 )
 @pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.slow
 def test_noise_is_solved_for_people_of_different_minds(settings: dict[str, Any], k: int) -> None:
     """Over every two people who could have judged, not only those who did."""
     comparisons = random_comparisons(4000 if k == 2 else 800, k)
@@ -189,6 +190,7 @@ def test_position_bias_is_found_again_in_the_labels() -> None:
     assert 0.5 < np.mean(preferred_first(judgments[3000:])) < share, "where values differ, place decides less"
 
 
+@pytest.mark.slow
 def test_places_of_a_ranking_count_evenly_from_first_to_last() -> None:
     even = [comparison(f"e{i}", *(f"1 {i} {c}" for c in "abc")) for i in range(6000)]
     judgments = list(

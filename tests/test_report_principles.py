@@ -62,6 +62,7 @@ def test_who_keeps_to_the_principles_after_training(figures: dict[str, Any], run
     assert found["RLAIF", "RLHF", "short"]["net"]["value"] == pytest.approx(-gentle["net"]["value"])
 
 
+@pytest.mark.slow
 def test_how_far_principles_agree(figures: dict[str, Any], runs: list[Path]) -> None:
     concord = figures["principles"]["concord"]
     assert concord["source"].startswith("the responses of the policies") and concord["principles"] == sorted(PRINCIPLES)

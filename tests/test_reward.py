@@ -196,6 +196,7 @@ def test_the_temperature_is_kept_and_is_not_in_the_scores(trained: tuple[Path, d
     assert 0 <= metrics["calibrated_ece"] < 1
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_a_gain_survives_a_reload(sft: Path, tmp_path: Path) -> None:
     facts = run(sft, tmp_path, num_epochs=1, num_models=3, pessimism=0.5, normalise="gain_and_bias")
     folder = tmp_path / "out" / "model"
@@ -219,6 +220,7 @@ def test_an_ensemble_with_a_gain_survives_a_reload(sft: Path, tmp_path: Path) ->
     assert facts["num_tokens"] % 3 == 0
 
 
+@pytest.mark.slow
 def test_more_models_leave_the_first_as_it_is(sft: Path, tmp_path: Path) -> None:
     run(sft, tmp_path / "a", num_epochs=1)
     run(sft, tmp_path / "b", num_epochs=1, num_models=2)
@@ -227,6 +229,7 @@ def test_more_models_leave_the_first_as_it_is(sft: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("head", ["sum", "mean"])
+@pytest.mark.slow
 def test_a_head_at_every_token_learns_the_labels(head: str, sft: Path, tmp_path: Path) -> None:
     run(sft, tmp_path, head=head, learning_rate=3e-3)
     rows = read_rows(tmp_path / "out" / "held_out.jsonl")
@@ -352,6 +355,7 @@ def test_a_batch_of_weighted_labels_with_margins_and_prompts() -> None:
 
 
 @pytest.mark.parametrize("pad_token", [None, "<|eot|>"])
+@pytest.mark.slow
 def test_the_trainer_minimises_the_loss_of_the_groups(pad_token: str | None, tmp_path: Path) -> None:
     """Its first loss is `bradley_terry_loss` of the scores; soft labels pull towards their log-odds."""
     reward = bpe_reward(tmp_path, pad_token=pad_token)

@@ -153,6 +153,7 @@ def test_the_order_is_a_shuffle_by_task_and_person() -> None:
     assert len(counts) == 6 and all(70 <= count <= 130 for count in counts.values())
 
 
+@pytest.mark.slow
 def test_gold_comes_now_and_then_once_to_everybody_and_is_no_label(project: Project) -> None:
     gold = [Gold(comparison=c, feedback=Feedback(shown=(), ranking=((0,), (1,)))) for c in some(12, prefix="gold")]
     comparisons = some(120)

@@ -116,6 +116,7 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
         get(Store(tmp_path / "file"), [])
 
 
+@pytest.mark.slow
 def test_kill_at_every_point_ends_in_the_same_bytes(tmp_path: Path) -> None:
     """A process that dies (no clean-up) at a chosen file-system call, then a whole one: as if nothing had happened, and
     no unit of work that reached the journal was done twice.

@@ -238,6 +238,7 @@ def test_cost_is_for_a_thousand_labels(study: Study) -> None:
 # --- page, JSON, command ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_the_same_every_time(runs: list[Path], tmp_path: Path) -> None:
     first, again = (write_study(runs, tmp_path / name) for name in "ab")
     assert first.read_bytes() == again.read_bytes()

@@ -54,6 +54,7 @@ def test_a_job_that_fails_is_told_of_and_takes_none_with_it(project: Path, capsy
         "run-data.count=2": "done", "run-data.count=4": "done"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_error_nobody_foresaw_is_kept_with_its_traceback(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "-m", "revise.factor=1.0,nonsense"]) == 2  # found when the settings are checked
     assert cli.main(["run", "-m", "seed=1,2", "revise._target_=tiny.Broken", "~revise.factor"]) == 2
@@ -69,6 +70,7 @@ def test_when_all_jobs_fail_there_is_no_report(project: Path, capsys: pytest.Cap
     assert "report.html" not in captured.out and "2 of 2 jobs failed" in captured.err
 
 
+@pytest.mark.slow
 def test_after_the_repair_the_same_sweep_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = project / "text"
     command = ["run", "-m", "seed=1,2", "name=mine", f"+revise.text={text}"]
@@ -125,6 +127,7 @@ def objectives(project: Path, overrides: list[str]) -> list[object]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_job_returns_its_objective(project: Path) -> None:
     assert objectives(project, ["seed=1,2", "objective=revise.total"]) == [12.0, 18.0]
     assert objectives(project, ["seed=1,2"]) == [None, None]

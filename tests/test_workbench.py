@@ -169,6 +169,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize(("name", "edit"), [*(("run", edit) for edit in EDITS), ("run-2", "text"), ("run-2", "added")])
+@pytest.mark.slow
 def test_what_diff_says_is_what_a_run_would_do(run: Path, name: str, edit: str, workdir: Path) -> None:
     run = run.with_name(name)
     found = diff("old.yaml", write(workdir, "new", EDITS[edit]), [], run)
@@ -187,6 +188,7 @@ def test_what_diff_says_is_what_a_run_would_do(run: Path, name: str, edit: str, 
         assert found.num_asked < found.num_questions == len(judged)
 
 
+@pytest.mark.slow
 def test_what_was_asked_once_is_not_asked_again(run: Path, workdir: Path) -> None:
     new = write(workdir, "new", EDITED)
     first = diff("old.yaml", new, [], run)
@@ -206,6 +208,7 @@ def test_labels_of_another_judge_are_asked_anew(run: Path, workdir: Path) -> Non
     assert found.num_asked_old == found.num_asked > 0
 
 
+@pytest.mark.slow
 def test_revisions_of_untouched_prompts_are_not_made_again(run: Path, workdir: Path) -> None:
     found = diff("old.yaml", write(workdir, "new", EDITED), [], run)
 
