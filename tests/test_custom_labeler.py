@@ -82,6 +82,14 @@ def test_a_labeler_that_is_not_there_is_one_line(workdir: Path, capsys: pytest.C
     assert "labeler._target_: has no value yet; give it one: labeler._target_=..." in capsys.readouterr().err
 
 
+def test_every_command_of_the_page_builds(workdir: Path, overrides: list[str]) -> None:
+    commands = re.findall(r"^cai run (?!experiment)(.*)$", DOCS, re.M)
+    assert len(commands) > 12
+    for command in commands:
+        settings = config.compose(shlex.split(command, comments=True))
+        assert isinstance(config.build(settings, ["label"])["label"]._labeler, Labeler), command
+
+
 def test_the_table_has_every_labeler() -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", DOCS, re.M))
     assert {path.stem for path in (packaged("conf") / "labeler").glob("*.yaml")} <= rows
