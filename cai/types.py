@@ -144,9 +144,9 @@ class Feedback:
 class Provenance:
     """When a judgment was given (UTC, ISO 8601) and what it took, over all its attempts; `cost` is in USD.
 
-    `mode` is how a server answered: `logprob`, `decision`, `sampled` or `parsed`. Labelers that compute on this machine
-    leave all of it out: the same run gives the same bytes, and clocks do not repeat. What their stage took is in
-    run.json.
+    `mode` is how a server answered: `logprob`, `decision`, `sampled` or `parsed`; `text` where it came to no choice.
+    Labelers that compute on this machine leave all of it out: the same run gives the same bytes, and clocks do not
+    repeat. What their stage took is in run.json.
     """
 
     labeled_at: str

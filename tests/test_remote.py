@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import FunctionEngine, ai_labeler, comparison, data_folder, family, model_folder, rules, run
+from worlds import FunctionEngine, WordCount, ai_labeler, comparison, data_folder, family, model_folder, rules, run
 
 from cai.engines.base import EnginePrompt, Generation, Receipt, RemoteEngine, Sampling, Scored, serves_by_name
+from cai.errors import ConfigError
 from cai.labelers.journaled import label_journaled
 from cai.labelers.rating import JudgeReward
 from cai.models.digest import model_digest
 from cai.records import read_json, read_records, read_rows, write_records
+from cai.stages.evaluate import Evaluate
+from cai.stages.evaluation_sets import EvaluationSets
 from cai.stages.label import Label
 from cai.stages.revise import Revise
 from cai.stages.sample import Sample
@@ -48,7 +51,7 @@ class ServerEngine(FunctionEngine):
     ) -> Iterator[Generation]:  # fmt: skip
         """The function's texts, or none."""
         for one in super().generate(prompts, sampling, seed=seed, keys=keys, done=done):
-            receipt = self.receipt(f"{prompts[one.index].text} {keys[one.index]}", "")
+            receipt = self.receipt(f"{prompts[one.index].text} {keys[one.index]}", "text")
             yield replace(one, receipt=receipt, text="" if receipt.failed else one.text)
 
     def score(self, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]]) -> Iterator[Scored]:
@@ -129,6 +132,7 @@ def test_after_a_failed_chain_of_thought_nothing_more_is_asked(workdir: Path) ->
     (judgment,) = judged(workdir, engine, template="judge_cot")
     assert judgment.abstained == "failed:timeout"
     assert engine.scored == [[]]
+    assert judgment.provenance is not None and judgment.provenance.mode == "text", "and it has cost something"
 
 
 def test_published_defect_rows_are_dropped_on_any_exception_in_silence(workdir: Path) -> None:
@@ -217,6 +221,15 @@ def test_revise_leaves_out_what_failed_and_lists_it(workdir: Path, data: Path) -
     assert facts["num_prompts"] == 24 and facts["num_failed"] == 3
     sft = read_records(workdir / "out" / "sft.jsonl", Demonstration)
     assert all(demonstration.text for demonstration in sft)
+
+
+def test_stages_that_score_whole_texts_refuse_a_server_before_anything_runs() -> None:
+    for make in (
+        lambda: Evaluate(engine=ServerEngine(), scorer=WordCount(), model="m", seed=0, max_new_tokens=1),
+        lambda: EvaluationSets(engine=ServerEngine(), model="m", seed=0, sets={"one": Any}),  # type: ignore[dict-item]
+    ):
+        with pytest.raises(ConfigError, match="engine: must have the weights at hand"):
+            make()
 
 
 def test_sample_compares_no_response_that_never_came(workdir: Path, data: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kill_resume
 import psutil
 import pytest
 from test_cli import TEST_PATH, project, read
@@ -245,6 +246,38 @@ def test_a_job_that_is_killed_again_and_again_is_given_up(project: Path) -> None
     assert "1 of 3 jobs failed; data.count=99: its process was killed 2 times" in said
     (sweep,) = (project / "runs").iterdir()
     assert len((sweep / "report.html").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_in_two_processes_killed_once(tmp_path: Path) -> None:
+    """Two seeds: by one process undisturbed; by two, whose launcher is killed, and again. Same bytes."""
+
+    def command(work: str, *more: str) -> list[str]:
+        places = [f"out={tmp_path / work / 'runs'}", f"store={tmp_path / work / 'store'}"]
+        return [
+            sys.executable,
+            "-m",
+            "cai",
+            "run",
+            "-m",
+            "experiment=smoke",
+            "seed=0,1",
+            "num_threads=1",
+            *places,
+            *more,
+        ]
+
+    subprocess.run(command("one"), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launcher = subprocess.Popen(command("two", *JOBLIB), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list((tmp_path / "two" / "store").glob("sft/*/MANIFEST.json")))
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    said = subprocess.run(command("two", *JOBLIB), check=True, capture_output=True, text=True).stdout
+    report = read_json(Path(said.splitlines()[-1]).with_name("report.json"))
+    assert [policy["name"] for policy in report["policies"]] == ["Base", "SL-CAI", "RLHF", "RLAIF"]
+    assert all(policy["seeds"] == [0, 1] for policy in report["policies"])
+    assert kill_resume.digests(tmp_path / "two") == kill_resume.digests(tmp_path / "one")
+    assert not list((tmp_path / "two" / "store").glob("*/partial-*"))
 
 
 def test_states_are_json_that_others_can_read(project: Path) -> None:

@@ -36,13 +36,14 @@ def sweep(overrides: Sequence[str]) -> None:
         varied = [override for override in chosen if override.partition("=")[0] in swept]
         return _job(chosen, folder / config.run_name(varied), " ".join(varied), launch)
 
-    while True:
+    for _ in range(_STARTS * len(jobs) + 1):  # every job may lose its process so often; then it is given up
         try:
             config.sweep(overrides, folder, job)
             break
         except BrokenProcessPool:
-            # every job that was running has now started once more than it ended, so this comes to an end
             print("sweep: the process of a job was killed; going on with the others", file=sys.stderr)
+    else:
+        raise CaiError(f"{folder}: the processes of the sweep are killed again and again (out of memory?)")
     _finish(folder, launch)
 
 

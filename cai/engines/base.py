@@ -22,6 +22,7 @@ __all__ = [
     "Sampling",
     "Scored",
     "Usage",
+    "check_weights",
     "serves_by_name",
     "taken_together",
 ]
@@ -185,10 +186,17 @@ def serves_by_name(factory: object) -> bool:
     return bool(getattr(getattr(factory, "func", factory), "serves_by_name", False))
 
 
+def check_weights(factory: object) -> None:
+    """Raise ConfigError for an engine factory that does not have its models' weights at hand."""
+    if serves_by_name(factory):
+        raise ConfigError("engine: must have the weights at hand: servers do not tell log-probabilities of whole texts")
+
+
 def taken_together(parts: Sequence[Provenance]) -> Provenance:
-    """When the last of these answers came and what all of them took (at least one). `mode` has every mode, joined by +,
-    should a server have changed its mind.
+    """When the last of these answers came and what all of them took (at least one). `mode` is that of the choices among
+    them; it has several, joined by +, should a server have changed its mind.
     """
+    modes = {part.mode for part in parts if part.mode}
     return Provenance(
         labeled_at=max(part.labeled_at for part in parts),
         seconds=sum(part.seconds for part in parts),
@@ -196,5 +204,5 @@ def taken_together(parts: Sequence[Provenance]) -> Provenance:
         new_tokens=sum(part.new_tokens for part in parts),
         cost=sum(part.cost for part in parts),
         num_attempts=sum(part.num_attempts for part in parts),
-        mode="+".join(sorted({part.mode for part in parts if part.mode})),
+        mode="+".join(sorted(modes - {"text"} or modes)),
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling, serves_by_name
+from cai.engines.base import Engine, EngineFactory, EnginePrompt, Sampling, check_weights
 from cai.engines.journaled import cost_facts, generate_journaled, trimmed
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
@@ -42,10 +42,7 @@ class Evaluate:
     ) -> None:  # fmt: skip
         if num_samples < 1:
             raise ConfigError(f"num_samples: must be at least 1, got {num_samples}")
-        if serves_by_name(engine):
-            raise ConfigError(
-                "engine: must have the weights at hand: servers do not tell log-probabilities of whole texts"
-            )
+        check_weights(engine)
         check_parts(rewards)
         self._rewards = rewards
         self._factory = engine

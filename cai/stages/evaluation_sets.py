@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cai.engines.base import EngineFactory
+from cai.engines.base import EngineFactory, check_weights
 from cai.engines.journaled import cost_facts
 from cai.errors import ConfigError
 from cai.evaluation_sets.base import Asked, EvaluationSet
@@ -29,6 +29,7 @@ class EvaluationSets:
     def __init__(self, *, engine: EngineFactory, model: str, seed: int, sets: Mapping[str, EvaluationSet]) -> None:
         if not sets:
             raise ConfigError("sets: needs at least one set, got {}; `evaluation_sets=null` asks for none")
+        check_weights(engine)
         self._factory = engine
         self._base = model
         self._seed = seed

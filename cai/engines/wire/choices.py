@@ -30,7 +30,7 @@ def text_job(manner: Manner, index: int, prompt: EnginePrompt, sampling: Samplin
     own = seed_of(seed, key) % 2**31  # not every server takes more
     request = requests.text(manner, prompt, sampling, seed=own)
     read = partial(text_reply, begun=prompt.text, stop=sampling.stop)
-    return Job(index=index, id=job_id(request, key), request=request, read=read)
+    return Job(index=index, id=job_id(request, key), request=request, read=read, mode="text")
 
 
 def scores(

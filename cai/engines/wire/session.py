@@ -28,7 +28,7 @@ class Job:
     id: str
     request: Request
     read: Callable[[dict[str, Any]], Reply]
-    mode: str = ""
+    mode: str
 
 
 def job_id(request: Request, key: object) -> str:
