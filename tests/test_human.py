@@ -137,6 +137,7 @@ def test_the_stage_keeps_what_people_said(workdir: Path) -> None:
         ({"instructions": "nothing.txt"}, "instructions: nothing.txt: cannot be read"),
         ({"overlap": 2.0}, "overlap: must be a share from 0 to 1, got 2.0"),
         ({"flags": {"a b": "x"}}, "flags: must be name: question"),
+        ({"flags": {False: "what YAML makes of off"}}, "flags: must be name: question"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str, workdir: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_what_was_said_on_the_page(chromium: Browser, workdir
     """The sandbox's recipe with a labeler of one's own making: three responses, and every question that there is."""
     preset = Path("conf/labeler/ours.yaml")
     preset.parent.mkdir(parents=True)
-    questions = "ratings: true\ncorrection: true\ncritique: true\noverlap: 0.0\nflags: {off: off the point}\n"
+    questions = "ratings: true\ncorrection: true\ncritique: true\noverlap: 0.0\nflags: {stray: off the point}\n"
     skip = "skip_reasons: [unclear, I do not know]\n"
     preset.write_text(f"defaults: [human, _self_]\n{questions}{skip}")
     sizes = {"red_team": 8, "demonstrations": 8, "comparisons": 24, "rl": 8, "evaluation": 8}
@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_what_was_said_on_the_page(chromium: Browser, workdir
     with closing(Project(workdir)) as project:
         project.person("ada")
         asked = project.desk.latest_form()
-        assert asked is not None and asked.ratings and asked.flags == {"off": "off the point"}
+        assert asked is not None and asked.ratings and asked.flags == {"stray": "off the point"}
         server = Server(project)
         with tab(chromium, server, "ada") as page:
             order = lambda page: shown_order(page.input_value("#answer input[name=task]"), "ada", 3)  # noqa: E731

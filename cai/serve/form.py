@@ -59,7 +59,7 @@ class Form:
         if not self.instructions.strip():
             raise LabelerError("instructions: must say what people are to do, got an empty text")
         for name, question in self.flags.items():
-            if not _NAME.fullmatch(name) or not question.strip():
+            if not (isinstance(name, str) and _NAME.fullmatch(name)) or not question.strip():
                 raise LabelerError(
                     f"flags: must be name: question, names in a-z, 0-9 and _, got {name!r}: {question!r}"
                 )
