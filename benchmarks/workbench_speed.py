@@ -34,7 +34,9 @@ EDIT = ("explains what the user needs", "opens with polite words")  # of the pri
 def timed(arguments: list[str]) -> dict[str, float]:
     """Seconds of one `cai` command, by the clock and of the processor."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "cai", *arguments], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "cai", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stderr}\ncai {' '.join(arguments)}: exit code {done.returncode}")
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": seconds, "processor_seconds": used}
