@@ -118,15 +118,16 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5, help="parts, by person (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/labeler_groups"), help="folder of runs and store")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    parser.add_argument("overrides", nargs="*", help="further overrides of every run, and of its reward models")
     args = parser.parse_args()
     figures: dict[str, Any] = {"agreement_of_two_people": []}
     runs: dict[int, tuple[dict[str, Path], list[str]]] = {}
     for path in args.runs:
         run = read_json(path / "run.json")
-        overrides = run["command"][2:]
+        overrides = [*run["command"][2:], *args.overrides]
         runs[run["seed"]] = {name: Path(entry["path"]) for name, entry in run["stages"].items()}, overrides
     for seed in [] if args.runs else map(int, args.seeds.split(",")):
-        overrides = [f"data.source.num_comparisons={args.num_comparisons}", f"seed={seed}", *LABELER]
+        overrides = [f"data.source.num_comparisons={args.num_comparisons}", f"seed={seed}", *LABELER, *args.overrides]
         runs[seed] = recipe_run(f"seed-{seed}", [*overrides, STEPS], args.work.absolute()), overrides
     for stages, _ in runs.values():
         figures["agreement_of_two_people"].append(
@@ -148,6 +149,7 @@ def main() -> None:
             "num_comparisons": args.num_comparisons,
             "folds": args.folds,
             "seeds": list(runs),
+            "overrides": args.overrides,
         }
         write_json(args.output, {"machine": machine(), "settings": settings, **figures})
 

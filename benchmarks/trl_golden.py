@@ -86,9 +86,22 @@ def frozen_tensors() -> tuple[Tensor, Tensor]:
     return torch.tensor(queries), torch.tensor(both)
 
 
+def trl_settings(case: Case, folder: str) -> Any:
+    """TRL's settings for the same update."""
+    from trl.experimental.ppo import PPOConfig
+
+    return PPOConfig(
+        output_dir=folder, per_device_train_batch_size=NUM_ROWS, num_mini_batches=case.num_minibatches,
+        num_ppo_epochs=case.num_epochs, total_episodes=NUM_ROWS, response_length=MAX_NEW_TOKENS, kl_coef=0.3,
+        stop_token="eos", temperature=TEMPERATURE - 1e-7, missing_eos_penalty=0.5, vf_coef=1.0, use_cpu=True,
+        bf16=False, activation_checkpointing=False, num_sample_generations=0, report_to="none", save_strategy="no",
+        disable_tqdm=True,
+    )  # fmt: skip
+
+
 def trl_update(case: Case) -> Outcome:
     """One update by TRL's trainer."""
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+    from trl.experimental.ppo import PPOTrainer, ppo_trainer
 
     nets, (queries, both) = networks(case.stale), frozen_tensors()
     trained = {"policy": nets.policy, "value": nets.value}
@@ -124,15 +137,9 @@ def trl_update(case: Case) -> Outcome:
         ppo_trainer, batch_generation=generation, get_reward=get_reward, masked_var=variance,
         np=SimpleNamespace(random=SimpleNamespace(permutation=orders)),
     ):  # fmt: skip
-        args = PPOConfig(
-            output_dir=folder, per_device_train_batch_size=NUM_ROWS, num_mini_batches=case.num_minibatches,
-            num_ppo_epochs=case.num_epochs, total_episodes=NUM_ROWS, response_length=MAX_NEW_TOKENS, kl_coef=0.3,
-            stop_token="eos", temperature=TEMPERATURE - 1e-7, missing_eos_penalty=0.5, vf_coef=1.0, use_cpu=True,
-            bf16=False, activation_checkpointing=False, num_sample_generations=0, report_to="none", save_strategy="no",
-            disable_tqdm=True,
-        )  # fmt: skip
         trainer = PPOTrainer(
-            args=args, processing_class=numbers_tokenizer(VOCABULARY, END, PAD), model=nets.policy,
+            args=trl_settings(case, folder), model=nets.policy,
+            processing_class=numbers_tokenizer(VOCABULARY, END, PAD),
             ref_model=nets.reference,
             reward_model=nets.reward, value_model=nets.value,
             train_dataset=Dataset.from_dict({"row": [*range(NUM_ROWS)]}),

@@ -13,7 +13,17 @@ from cai.errors import ConfigError, unknown
 from cai.scorers import Scorer
 from cai.types import Prompt
 
-__all__ = ["ColumnReward", "Part", "Reward", "Scored", "check_parts", "score", "texts_of"]
+__all__ = ["ColumnReward", "Part", "Reward", "Rewarded", "Scored", "check_parts", "score", "texts_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """A number for each response, NaN where the reward does not apply; and, from a judge, 1 for each response that it
+    was shown with a marker of its prompt's format broken up (`cai.prompts`), 0 for the others.
+    """
+
+    values: list[float]
+    neutralised: list[float] | None = None
 
 
 @runtime_checkable
@@ -24,8 +34,8 @@ class Reward(Protocol):
         """Hashes of the files that decide the numbers, for the stages' fingerprints."""
         ...
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """A number for each response; NaN where the reward does not apply."""
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Rewarded:
+        """A number for each response."""
         ...
 
 
@@ -48,10 +58,13 @@ class Part:
 
 
 def check_parts(parts: Sequence[Part]) -> None:
-    """Raise ConfigError when two parts have one name."""
+    """Raise ConfigError when two parts have one name, or a name is that of what is counted."""
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
         raise ConfigError(f"rewards: names must differ, got {', '.join(names)}")
+    for name in names:
+        if name.endswith(("_missing", "_neutralised")):
+            raise ConfigError(f"rewards: name {name!r}: must not end in _missing or _neutralised, which are counts")
 
 
 def texts_of(parts: Sequence[Part]) -> dict[str, str]:
@@ -61,7 +74,9 @@ def texts_of(parts: Sequence[Part]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The weighted sum for each response, and the unweighted numbers of each part by its name (NaN: not applicable)."""
+    """The weighted sum for each response, and under each part's name its unweighted numbers (NaN: not applicable), with
+    `<name>_missing` (1 where it is NaN, so that its mean is a share) and, of a judge, `<name>_neutralised`.
+    """
 
     total: list[float]
     parts: dict[str, list[float]]
@@ -71,15 +86,23 @@ def score(
     parts: Sequence[Part], prompts: Sequence[Prompt], responses: Sequence[str], learnt: Sequence[float]
 ) -> Scored:
     """The sum of weight times reward over `parts`, in which `learnt` are the scores of the reward model; without parts,
-    those. A reward that does not apply to a response adds nothing to its sum.
+    those. A reward that does not apply to a response adds nothing to its sum, and is counted.
     """
     if not parts:
         return Scored(list(learnt), {})
-    found = {part.name: part.reward.score(prompts, responses) if part.reward else list(learnt) for part in parts}
-    weights = [part.weight for part in parts]
-    rows = zip(*found.values(), strict=True)
-    total = [sum(w * x for w, x in zip(weights, row, strict=True) if not math.isnan(x)) for row in rows]
-    return Scored(total, found)
+    total = [0.0] * len(responses)
+    columns: dict[str, list[float]] = {}
+    for part in parts:
+        found = part.reward.score(prompts, responses) if part.reward else Rewarded(list(learnt))
+        missing = [math.isnan(value) for value in found.values]
+        rows = zip(total, found.values, missing, strict=True)
+        total = [sum_ if absent else sum_ + part.weight * value for sum_, value, absent in rows]
+        columns[part.name] = found.values
+        if part.reward:
+            columns[f"{part.name}_missing"] = [float(absent) for absent in missing]
+        if found.neutralised is not None:
+            columns[f"{part.name}_neutralised"] = found.neutralised
+    return Scored(total, columns)
 
 
 class ColumnReward:
@@ -95,6 +118,6 @@ class ColumnReward:
         """What the scorer depends on."""
         return self._scorer.texts()
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Rewarded:
         """The column."""
-        return list(self._scorer.score(prompts, responses)[self._column])
+        return Rewarded(list(self._scorer.score(prompts, responses)[self._column]))

@@ -191,7 +191,7 @@ def test_a_judge_as_a_reward_gives_no_number_for_a_failed_answer(workdir: Path) 
         engine=engine, model="base", prompts=family(workdir, **texts), constitution=rules(workdir), seed=1, min_mass=0.0
     )
     prompts = [Prompt(id=name, turns=(Turn("user", f"question {name}"),)) for name in "abc"]
-    scores = judge.score(prompts, ["x", "y", "z"])
+    scores = judge.score(prompts, ["x", "y", "z"]).values
     assert [math.isnan(score) for score in scores] == [False, True, False]
 
 

@@ -57,6 +57,7 @@ def test_a_weighted_sum_keeps_its_parts_apart() -> None:
     assert scored.total == [0.5 - 0.5 + 3.0, -3.0 - 2.0]  # the last does not apply to the second prompt
     assert scored.parts["learnt"] == [0.25, -1.5] and scored.parts["length"] == [1.0, 4.0]
     assert scored.parts["safe"][0] == 1.0 and math.isnan(scored.parts["safe"][1])
+    assert scored.parts["safe_missing"] == [0.0, 1.0] and "learnt_missing" not in scored.parts
     assert texts_of(parts) == {"rewards.length.lengths.py": "abc", "rewards.safe.lengths.py": "abc"}
 
 
@@ -65,6 +66,8 @@ def test_parts_are_checked() -> None:
         Part(name="a", weight=math.nan)
     with pytest.raises(ConfigError, match="rewards: names must differ, got a, b, a"):
         check_parts([Part(name="a"), Part(name="b"), Part(name="a")])
+    with pytest.raises(ConfigError, match="rewards: name 'a_missing': must not end in _missing"):
+        check_parts([Part(name="a_missing")])
     with pytest.raises(ConfigError, match="column: unknown column of the scorer 'lenght'; did you mean 'length'"):
         column("lenght")
     assert isinstance(column("length"), Reward)
@@ -90,7 +93,7 @@ def test_the_reward_is_the_expected_rating(workdir: Path) -> None:
         return math.log(p) if p else -math.inf
 
     engine = FunctionEngine(logp=logp)
-    found = judge(workdir, engine).score(PROMPTS, ["good", "bad"])
+    found = judge(workdir, engine).score(PROMPTS, ["good", "bad"]).values
     assert found == pytest.approx([(0.5 * 0.2 + 0.5) / 0.8, 0.5])
     (asked,) = engine.scored
     assert asked[0].text.startswith("user says question a\nreply good wish be ") and asked[0].text.endswith("rate")
@@ -101,7 +104,7 @@ def test_principles_are_drawn_by_response_and_averaged(workdir: Path) -> None:
         return math.log(0.8 if ("kind" in asked.text) == (choice == " 3") else 0.1)
 
     engine = FunctionEngine(logp=logp)
-    both = judge(workdir, engine, num_principles=5).score([prompt("b")], ["x"])
+    both = judge(workdir, engine, num_principles=5).score([prompt("b")], ["x"]).values
     kind, brief = (0.8 + 0.5 * 0.1) / 1.0, (0.5 * 0.8 + 0.1) / 1.7
     assert both == pytest.approx([(kind + brief) / 2])
     assert len(engine.scored[0]) == 2  # the third principle is for the red team
@@ -110,10 +113,21 @@ def test_principles_are_drawn_by_response_and_averaged(workdir: Path) -> None:
 
 
 def test_what_the_judge_cannot_rate_has_no_reward(workdir: Path) -> None:
-    unsure = judge(workdir, FunctionEngine(logp=lambda *_: -30.0)).score([prompt("b")], ["x"])
+    unsure = judge(workdir, FunctionEngine(logp=lambda *_: -30.0)).score([prompt("b")], ["x"]).values
     only = rules(workdir, "principles: [{id: safe, axis: c, statement: be safe, applies_to: [red_team]}]")
-    none = judge(workdir, FunctionEngine(), constitution=only).score(PROMPTS, ["x", "y"])
+    none = judge(workdir, FunctionEngine(), constitution=only).score(PROMPTS, ["x", "y"]).values
     assert math.isnan(unsure[0]) and not math.isnan(none[0]) and math.isnan(none[1])
+
+
+def test_responses_shown_with_broken_markers_are_counted(workdir: Path) -> None:
+    """The judged text cannot end its own question, and that it tried is a column of the curve."""
+    family(workdir, rate=RATE)
+    (workdir / "prompts" / "test" / "family.yaml").write_text("reserved: [wish]")
+    engine = FunctionEngine()
+    part = Part(name="judge", reward=judge(workdir, engine, prompts=PromptFamily("test")))
+    scored = score([part], [prompt("b")] * 2, ["a wish of mine", "fine"], [0.0, 0.0])
+    assert scored.parts["judge_neutralised"] == [1.0, 0.0] and scored.parts["judge_missing"] == [0.0, 0.0]
+    assert engine.scored[0][0].text.count("wish") == 1
 
 
 def test_a_judge_is_checked_before_it_loads(workdir: Path) -> None:

@@ -11,6 +11,7 @@ from cai.labelers.slots import Slots, ask, read
 from cai.models.digest import model_digest
 from cai.prompts import PromptFamily, Rendered
 from cai.records import fingerprint
+from cai.rewards import Rewarded
 from cai.types import Prompt, Turn
 
 __all__ = ["JudgeReward"]
@@ -54,7 +55,7 @@ class JudgeReward:
         hashes = {f"prompts/{name}": sha for name, sha in self._prompts.hashes("rate").items()}
         return {"constitution": self._constitution.sha256, **hashes, "judge": model_digest(self._model, self._factory)}
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Rewarded:
         """The expected rating of each response, in [0, 1]."""
         questions: list[Rendered] = []
         keys: list[str] = []
@@ -73,7 +74,10 @@ class JudgeReward:
             if answer.mass > 0 and answer.mass >= self._min_mass:
                 top = len(answer.probabilities) - 1
                 ratings[owner].append(sum(i / top * p for i, p in enumerate(answer.probabilities)))
-        return [sum(own) / len(own) if own else math.nan for own in ratings]
+        neutralised = [0.0] * len(responses)
+        for owner, shown in zip(owners, questions, strict=True):
+            neutralised[owner] = max(neutralised[owner], float(shown.num_neutralised > 0))
+        return Rewarded([sum(own) / len(own) if own else math.nan for own in ratings], neutralised)
 
     def _render(self, turns: tuple[Turn, ...], response: str, principle: Principle) -> Rendered:
         return self._prompts.render("rate", turns=turns, response=response, principle=principle)

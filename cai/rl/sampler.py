@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.errors import DataError
 from cai.models.loading import encode_dialogue, end_of_turn_id, end_of_turn_ids
@@ -24,7 +24,7 @@ from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, sample_responses
 from cai.rl.sampling_settings import SamplingSettings
 from cai.types import Prompt
 
-__all__ = ["Sampler", "Samples", "in_epochs", "mean_columns", "prompt_order"]
+__all__ = ["Sampler", "Samples", "check_room", "in_epochs", "mean_columns", "prompt_order", "response_texts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,7 @@ class Sampler:
                 max_batch_tokens=ROLLOUT_TOKENS * s.max_batch_tokens,
             )
         model.train(training)
-        texts = [
-            str(self.tokenizer.decode(row.ids[row.num_prompt : len(row.ids) - done], skip_special_tokens=False)).strip()
-            for row, done in zip(rollout.rows, rollout.finished.tolist(), strict=True)
-        ]
+        texts = response_texts(self.tokenizer, rollout.rows, rollout.finished.tolist())
         learnt = self.reward.score_rows(rollout.closed(self.end_id), max_batch_tokens=s.max_batch_tokens).tolist()
         scored = score(self.parts, prompts, texts, learnt)
         return Samples(list(prompts), rollout, texts, scored.total, scored.parts)
@@ -97,14 +94,8 @@ class Sampler:
         prompts = read_records(path, Prompt)
         if not prompts:
             raise DataError(f"{path}: no prompts to learn from")
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(self.encode(prompt)) for prompt in prompts)
-        if context is not None and longest + self.settings.max_new_tokens > context:
-            raise DataError(
-                f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens "
-                f"{self.settings.max_new_tokens} is more than the model's context of {context}; data.max_prompt_tokens "
-                "leaves long prompts out"
-            )
+        check_room(path, longest, self.settings.max_new_tokens, model.config)
         return prompts
 
     def measure(self, samples: Samples, reference: Policy) -> dict[str, float | None]:
@@ -140,6 +131,22 @@ class Sampler:
                 part[rollout.mask[indices].bool()] = policy.logp(pack([rollout.rows[i] for i in indices], device))
             out[indices] = part
         return out
+
+
+def response_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], ended: Sequence[bool]) -> list[str]:
+    """The responses as text, without the token that ends those that ended."""
+    ids = [row.ids[row.num_prompt : len(row.ids) - end] for row, end in zip(rows, ended, strict=True)]
+    return [str(tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
+
+
+def check_room(path: Path, longest: int, max_new_tokens: int, config: PreTrainedConfig) -> None:
+    """Raise DataError when the longest prompt of `path`, in tokens, leaves no room for a response."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest + max_new_tokens > context:
+        raise DataError(
+            f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {max_new_tokens} is "
+            f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
+        )
 
 
 def mean_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, float | None]:

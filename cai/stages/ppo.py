@@ -18,7 +18,7 @@ from cai.types import Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from cai.rl.models import RewardModel, Row
     from cai.rl.ppo import PPOTrainer
@@ -107,6 +107,7 @@ class _Run:
 
     def __init__(self, stage: PPO, inputs: Mapping[str, Path], checkpoints: Path) -> None:
         from cai.models.loading import encode_dialogue, load_tokenizer
+        from cai.rl.sampler import check_room
 
         path = inputs["data"] / "rl.jsonl"
         prompts = read_records(path, Prompt)
@@ -122,7 +123,7 @@ class _Run:
         self.asked: Sequence[Prompt] = ()  # what the responses that are being scored answer
         self.parts: dict[str, list[float]] = {}  # of their scores
         self.trainer = _trainer(stage, self.tokenizer, inputs, longest, self._score)
-        _check_lengths(stage, longest, self.trainer.policy.model.config, str(path))
+        check_room(path, longest, stage.max_new_tokens, self.trainer.policy.model.config)
         self.curve: list[dict[str, Any]] = []
         self.num_tokens = 0
         self.warnings: dict[str, str] = {}
@@ -186,27 +187,25 @@ class _Run:
         """The score of closed responses to the prompts that are asked."""
         import torch
 
+        from cai.rl.sampler import response_texts
+
         learnt = reward.score_rows(rows, max_batch_tokens=self.stage.max_batch_tokens)
         if not self.stage.rewards:
             return learnt
-        texts = self._texts(rows, [True] * len(rows))
+        texts = response_texts(self.tokenizer, rows, [True] * len(rows))
         scored = rewards.score(self.stage.rewards, self.asked, texts, learnt.tolist())
         self.parts = scored.parts
         return torch.tensor(scored.total)
 
     def _measure(self, prompts: Sequence[Prompt], rollout: "Rollout") -> dict[str, float | None]:
         """Mean of each part of the reward and each of the scorer's columns, over the responses it applies to."""
-        from cai.rl.sampler import mean_columns
+        from cai.rl.sampler import mean_columns, response_texts
 
         columns = {f"reward_{name}": values for name, values in self.parts.items()}
         if self.stage.scorer is not None:
-            columns |= self.stage.scorer.score(prompts, self._texts(rollout.rows, rollout.finished.tolist()))
+            texts = response_texts(self.tokenizer, rollout.rows, rollout.finished.tolist())
+            columns |= self.stage.scorer.score(prompts, texts)
         return mean_columns(columns)
-
-    def _texts(self, rows: Sequence["Row"], ended: Sequence[bool]) -> list[str]:
-        """The responses as text, without the token that ends those that ended."""
-        ids = [row.ids[row.num_prompt : len(row.ids) - end] for row, end in zip(rows, ended, strict=True)]
-        return [str(self.tokenizer.decode(response, skip_special_tokens=False)).strip() for response in ids]
 
 
 def _trainer(
@@ -235,13 +234,3 @@ def _trainer(
         settings=stage,
         ptx=stage.ptx,
     )
-
-
-def _check_lengths(stage: PPO, longest: int, config: "PreTrainedConfig", path: str) -> None:
-    """Raise DataError for a prompt that leaves no room for a response."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and longest + stage.max_new_tokens > context:
-        raise DataError(
-            f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {stage.max_new_tokens} is "
-            f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
-        )
