@@ -17,7 +17,7 @@ from measuring import gains, in_turns, report, summary, table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cai.models.decoding import Work, sample
-from cai.models.loading import load_causal_lm, pick_device, set_threads
+from cai.models.loading import load_causal_lm, pick_device
 from cai.models.tree import Question, continuation_logps
 
 NEW_TOKENS = 48
@@ -134,7 +134,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (with MODEL)")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    set_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     model = load_causal_lm(args.model, dtype=args.dtype, device=device) if args.model else random_model().to(device)
     sampling = {f"batch {batch}": sampling_speed(model, batch, args.repeats) for batch in args.batches}

@@ -93,6 +93,7 @@ def test_a_half_written_file_is_no_checkpoint(tmp_path: Path, capsys: pytest.Cap
     (folder / ".00000020.pt.tmp").write_bytes(b"half")
     found = load_latest(folder)
     assert found is not None and found["step"] == 15 and capsys.readouterr().err == ""
+    assert not list(folder.glob(".*"))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The trunk without padding is the model's own: states and gradients, any attention heads, any rows."""
 
+import gc
+import weakref
+
 import pytest
 import tiny_models
 import torch
@@ -61,3 +64,13 @@ def test_other_models_are_left_to_their_own_forward() -> None:
         GraniteForCausalLM(GraniteConfig(**sizes, **heads)),
     ]
     assert [is_plain_llama(model) for model in others] == [False] * 3
+
+
+def test_what_is_known_of_a_model_does_not_keep_it() -> None:
+    """A run's networks would stay in memory for the next."""
+    model = tiny_models.llama(30)
+    assert is_plain_llama(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -13,8 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 
 from cai.errors import ConfigError, DataError, ModelError
 from cai.models.documents import Documents
-from cai.models.loading import load_causal_lm
-from cai.records import digest_folder, read_rows, write_records
+from cai.models.loading import encode_dialogue, load_causal_lm, load_tokenizer
+from cai.records import digest_folder, read_records, read_rows, write_records
 from cai.rl.learner import rate_factor
 from cai.rl.models import Policy, RewardModel, Row, pack, plan_batches, score_head
 from cai.rl.ppo import PPOTrainer
@@ -413,6 +413,12 @@ def test_prompts_come_round_in_epochs() -> None:
         assert [next(later) for _ in range(21 - skip)] == whole[skip:]
 
 
+def encoded(inputs: dict[str, Path]) -> list[list[int]]:
+    tokenizer = load_tokenizer(inputs["sft"] / "model")
+    prompts = read_records(inputs["data"] / "rl.jsonl", Prompt)
+    return [encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts]
+
+
 def test_errors(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"minibatch_size: must divide batch_size \(8\), got 3"):
         PPO(seed=0, batch_size=8, minibatch_size=3)
@@ -430,6 +436,10 @@ def test_errors(inputs: dict[str, Path], tmp_path: Path) -> None:
         PPO(seed=0, device="cudaa")
     with pytest.raises(DataError, match=r"rl\.jsonl: the longest prompt has \d+ tokens, which with"):
         run(inputs, tmp_path / "long", max_new_tokens=511)
+    longest = max(len(ids) for ids in encoded(inputs))
+    with pytest.raises(DataError, match=r"and the end-of-turn token is more than the model's context of 512"):
+        run(inputs, tmp_path / "full", max_new_tokens=512 - longest)  # which closes a response that was cut off
+    run(inputs, tmp_path / "fits", max_new_tokens=511 - longest, num_updates=1)
     write_records(tmp_path / "data" / "rl.jsonl", [])
     with pytest.raises(DataError, match=r"rl\.jsonl: no prompts"):
         run(inputs | {"data": tmp_path / "data"}, tmp_path / "b")

@@ -87,11 +87,27 @@ def test_scaled_scores_are_clipped_before_the_missing_end_is_charged(tmp_path: P
     assert update.diagnostics["score_mean"] == pytest.approx(0.175)  # reported as they are
 
 
+def test_a_score_that_is_not_finite_is_refused_and_nothing_is_learnt(tmp_path: Path) -> None:
+    for wrong in (math.nan, math.inf):
+        made = trainer(tmp_path, lambda rows, wrong=wrong: torch.tensor([0.5, wrong, 1.0, 2.0]))  # type: ignore[misc]
+        before = weights(made.policy.model)
+        with pytest.raises(ModelError, match=rf"rollout 1: 1 of 4 rewards are not finite, .* response 2: {wrong};"):
+            made.update(PROMPTS)
+        assert torch.equal(weights(made.policy.model), before)
+
+
+def test_steps_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path, count_of(8), learning_rate=1e30, num_epochs=3)
+    with pytest.raises(ModelError, match=r"update 1: \w+ is (nan|inf): a smaller learning_rate may help"):
+        made.update(PROMPTS)
+
+
 def test_an_update_stops_when_it_is_too_far_from_its_rollout(tmp_path: Path) -> None:
     changes = {"num_epochs": 6, "learning_rate": 3e-2, "batch_size": 4, "minibatch_size": 2}
     free = trainer(tmp_path, count_of(8), **changes).update(PROMPTS).diagnostics
     held = trainer(tmp_path, count_of(8), stop_kl=0.02, **changes).update(PROMPTS).diagnostics
-    assert free["num_steps"] == 12 and 1 < held["num_steps"] < 12
+    assert free["num_steps"] == 12 and 1 <= held["num_steps"] < 12
+    assert held["approx_kl"] <= 0.02 < free["approx_kl"]  # of the minibatches that were learnt from
     assert free["approx_kl"] > held["approx_kl"] and held["first_approx_kl"] < 1e-8
 
 

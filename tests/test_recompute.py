@@ -7,13 +7,28 @@ import torch
 from test_decoding import sliding_model
 from tiny_models import llama
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from cai.models.flat import is_plain_llama
 from cai.rl.models import Policy, Row, pack, recompute_activations, states
 from cai.rl.rollout import sample_responses
 
 ROWS = [Row([1, 5, 9, 12, 7, 7], 3), Row([1, 5, 6], 1), Row([1, 5, 6, 6, 7, 8, 9, 10, 11], 4)]
+
+
+def opt() -> PreTrainedModel:
+    """Its layers drop out by themselves when they are in training mode."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = OPTConfig(vocab_size=40, word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.3, **sizes)
+    return OPTForCausalLM(config).eval()
+
+
+MODELS = [
+    pytest.param(lambda: llama(40), id="flat"),
+    pytest.param(sliding_model, id="the model's own forward"),
+    pytest.param(opt, id="with dropout"),
+]
 
 
 def gradients_and_kept(model: PreTrainedModel) -> tuple[list[Tensor], int]:
@@ -34,7 +49,7 @@ def gradients_and_kept(model: PreTrainedModel) -> tuple[list[Tensor], int]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None], before_backward
 
 
-@pytest.mark.parametrize("make", [lambda: llama(40), sliding_model], ids=["flat", "the model's own forward"])
+@pytest.mark.parametrize("make", MODELS)
 def test_same_gradients_with_less_kept(make: Callable[[], PreTrainedModel]) -> None:
     plain, checkpointed = make(), make()
     recompute_activations(checkpointed)
@@ -46,7 +61,7 @@ def test_same_gradients_with_less_kept(make: Callable[[], PreTrainedModel]) -> N
     assert some_kept < all_kept / 2
 
 
-@pytest.mark.parametrize("make", [lambda: llama(40), sliding_model], ids=["flat", "the model's own forward"])
+@pytest.mark.parametrize("make", MODELS)
 def test_sampling_and_scoring_are_as_before(make: Callable[[], PreTrainedModel]) -> None:
     """Hugging Face's layers would drop the key-value cache while they checkpoint."""
     plain, checkpointed = make(), make()

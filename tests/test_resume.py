@@ -257,4 +257,4 @@ def test_kill_9_at_twenty_moments(stage: str, inputs: Path, tmp_path: Path) -> N
     command = [sys.executable, str(script), stage, str(inputs), str(tmp_path), "20"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["different"] == 0 and result["killed"] >= 15 and result["with_a_checkpoint"] >= 5, result
+    assert result["different"] == 0 and result["killed"] == 20 and result["with_a_checkpoint"] >= 5, result

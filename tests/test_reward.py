@@ -13,14 +13,10 @@ from transformers import AutoModelForSequenceClassification
 
 from cai.datasets.splits import held_out
 from cai.errors import ConfigError, DataError, ModelError
-from cai.models.loading import load_tokenizer
 from cai.records import digest_folder, read_json, read_rows, write_records
 from cai.rl.calibration import calibrated, fit_temperature, log_loss
-from cai.rl.losses import bradley_terry_loss
-from cai.rl.models import RewardModel, Row, score_head
+from cai.rl.models import RewardModel, score_head
 from cai.rl.reward_scores import Constants
-from cai.rl.settings import TrainingSettings
-from cai.rl.trainers import Group, collate_groups, train_reward
 from cai.stages.reward import Reward
 from cai.types import Demonstration, Pair, Preference, Prompt, Turn
 
@@ -268,125 +264,3 @@ def test_a_reward_model_from_before_there_were_ensembles_is_read(sft: Path, tmp_
 def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Reward(seed=0, **changes)
-
-
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
-def bpe_reward(folder: Path, *, pad_token: str | None) -> RewardModel:
-    """A reward model whose tokenizer has no pad token, or has the end-of-turn token as its pad token."""
-    tokenizer = tiny_models.bpe_tokenizer(pad_token=pad_token)
-    tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, folder)
-    return RewardModel.from_language_model(folder, seed=3)
-
-
-def test_the_new_head_has_the_papers_spread(sft: Path) -> None:
-    models = [RewardModel.from_language_model(sft / "model", seed=seed).model for seed in range(20)]
-    weights = [score_head(model).weight.detach() for model in models]
-    assert float(torch.cat(weights).std()) == pytest.approx(1 / math.sqrt(32 + 1), rel=0.1)
-    again = RewardModel.from_language_model(sft / "model", seed=0)
-    assert torch.equal(score_head(again.model).weight, weights[0])
-
-
-@pytest.mark.parametrize("pad_token", [None, "<|eot|>", "<|eos|>"])
-def test_the_score_is_read_at_the_end_of_the_turn(pad_token: str | None, tmp_path: Path) -> None:
-    """Whatever pads: one row alone, among longer ones, and in Hugging Face's own forward as the trainer calls it."""
-    reward = bpe_reward(tmp_path, pad_token=pad_token)
-    texts = ["yes", "first take a key and turn it slowly", "no push"]
-    rows = reward.encode([prompt(0)] * 3, texts)
-    end = load_tokenizer(tmp_path).convert_tokens_to_ids("<|eot|>")
-    assert all(row.ids[-1] == end for row in rows)
-    together = reward.score_rows(rows)
-    alone = torch.cat([reward.score_rows([row]) for row in rows])
-    with torch.no_grad():
-        hidden = [reward.model.base_model(torch.tensor([row.ids])).last_hidden_state[0, -1] for row in rows]
-        by_hand = score_head(reward.model)(torch.stack(hidden)).squeeze(-1)
-        batch = collate_groups(
-            [{"rows": [row.ids for row in rows], "first": [0], "second": [1], "p": [1.0]}],
-            reward.model.config.pad_token_id,
-        )
-        theirs = reward.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
-    for scores in (together, alone, theirs):
-        assert torch.allclose(scores, by_hand, atol=1e-5)
-    assert float(by_hand.std()) > 0.01
-
-
-def test_scores_do_not_depend_on_batches(sft: Path) -> None:
-    reward = RewardModel.from_language_model(sft / "model", seed=0)
-    rows = [Row([5] * n + [2], 1) for n in (1, 30, 4, 4, 9, 2)]
-    expected = reward.score_rows(rows)
-    for size in (1, 20, 64):
-        assert torch.allclose(reward.score_rows(rows, max_batch_tokens=size), expected, atol=1e-5)
-    assert torch.allclose(reward.score_rows(rows[::-1]).flip(0), expected, atol=1e-5)
-
-
-# --- K-wise groups in TRL's trainer -----------------------------------------------------------------------------------
-
-
-def test_a_batch_of_groups() -> None:
-    batch = collate_groups(
-        [
-            {"rows": [[1, 2], [3]], "first": [0], "second": [1], "p": [0.9]},
-            {"rows": [[4], [5, 6, 7], [8]], "first": [0, 0, 1], "second": [1, 2, 2], "p": [0.1, 0.2, 0.3]},
-        ],
-        pad_id=0,
-    )
-    assert batch["input_ids"].tolist() == [[1, 2, 0], [3, 0, 0], [4, 0, 0], [5, 6, 7], [8, 0, 0]]
-    assert batch["attention_mask"].sum(1).tolist() == [2, 1, 1, 3, 1]
-    assert batch["first"].tolist() == [0, 2, 2, 3] and batch["second"].tolist() == [1, 3, 4, 4]
-    assert batch["weight"].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
-    assert not batch["margin"].any()
-
-
-def test_a_batch_of_weighted_labels_with_margins_and_prompts() -> None:
-    one = {
-        "rows": [[1, 2, 3], [1, 4]],
-        "first": [0],
-        "second": [1],
-        "p": [1.0],
-        "weight": [],
-        "margin": [],
-        "starts": [1, 1],
-    }
-    two = {"rows": [[5, 6], [5, 7]], "first": [0, 1], "second": [1, 0], "p": [1.0, 0.0], "starts": [1, 1]}
-    batch = collate_groups([one, two | {"weight": [3.0, 0.5], "margin": [0.25, 1.0]}], pad_id=0)
-    assert batch["weight"].tolist() == [1.0, 1.5, 0.25] and batch["margin"].tolist() == [0.0, 0.25, 1.0]
-    assert batch["response_mask"].tolist() == [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 0]]
-
-
-@pytest.mark.parametrize("pad_token", [None, "<|eot|>"])
-@pytest.mark.slow
-def test_the_trainer_minimises_the_loss_of_the_groups(pad_token: str | None, tmp_path: Path) -> None:
-    """Its first loss is `bradley_terry_loss` of the scores; soft labels pull towards their log-odds."""
-    reward = bpe_reward(tmp_path, pad_token=pad_token)
-    rows = reward.encode([prompt(0)] * 3, ["yes", "first take a key and turn it slowly", "no push"])
-    p, third = [0.8, 0.6, 0.3], torch.full((3,), 1 / 3)
-    group = Group([row.ids for row in rows], first=[0, 0, 1], second=[1, 2, 2], p=p)
-    label = (torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]), torch.tensor(p), third)
-    expected = float(bradley_terry_loss(reward.score_rows(rows), *label))
-    (first,) = train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=1))
-    assert first["loss"] == pytest.approx(expected, rel=1e-5)
-    train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=100))
-    floor = np.mean([-(q * np.log(q) + (1 - q) * np.log(1 - q)) for q in p])
-    assert floor <= float(bradley_terry_loss(reward.score_rows(rows), *label)) < floor + 0.02
-
-
-@pytest.mark.parametrize("head", ["last", "sum"])
-def test_the_first_loss_has_weights_margins_and_the_head(head: Any, sft: Path) -> None:
-    reward = RewardModel.from_language_model(sft / "model", seed=1, head=head)
-    rows = reward.encode([prompt(0)] * 3, ["yes", "first take a key and turn it slowly", "no push"])
-    first, second, p, weight, margin = [0, 0, 1], [1, 2, 2], [0.8, 1.0, 0.3], [2.0, 1.0, 0.5], [0.5, 0.0, 1.0]
-    starts = [row.num_prompt for row in rows]
-    group = Group([row.ids for row in rows], first, second, p, weight, margin, starts)
-    label = (torch.tensor(first), torch.tensor(second), *(torch.tensor(values) for values in (p, weight, margin)))
-    expected = float(bradley_terry_loss(reward.score_rows(rows), *label))
-    (row,) = train_reward(reward.model, reward.tokenizer, [group], settings(num_epochs=1), head=head)
-    assert row["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def settings(num_epochs: int) -> TrainingSettings:
-    return TrainingSettings(
-        seed=0, num_epochs=num_epochs, batch_size=1, microbatch_size=None, learning_rate=3e-3, schedule="linear",
-        warmup_share=0.0, weight_decay=0.0, max_grad_norm=1.0, max_tokens=64, drop_too_long=False, device="cpu",
-        dtype="float32",
-    )  # fmt: skip

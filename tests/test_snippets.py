@@ -9,7 +9,8 @@ import tiny_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_reward import PREFERENCES, prompt, run, settings
+from test_reward import PREFERENCES, prompt, run
+from test_reward_model import settings
 
 from cai.errors import ConfigError
 from cai.records import digest_folder, read_json

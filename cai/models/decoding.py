@@ -26,7 +26,7 @@ __all__ = ["Decoded", "Work", "common_prefix", "draw", "sample", "uniforms"]
 
 _KEEP = 0.95  # finished rows are dropped when fewer than this share of the batch is alive
 _CHECK_EVERY = 8  # steps between looks at who has finished, where a look makes the host wait for the GPU
-_GROWTH = 4  # tokens of room at least: gaps between the rows' keys cost more than now and then a copy
+_GROWTH = 2  # tokens of room at least: gaps between the rows' keys cost more than now and then a copy
 _WORTH_SHARING = 8  # tokens; a shorter common prefix costs more than it saves
 
 

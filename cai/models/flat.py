@@ -9,8 +9,9 @@ Letters of shapes: B rows, L tokens of the longest row, N real tokens of all row
 H query heads, G key heads, S head size.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,17 @@ from cai.models.lora import is_linear
 __all__ = ["flat_states", "is_plain_llama"]
 
 
-@lru_cache(maxsize=16)
+_known: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()  # every batch asks
+
+
 def is_plain_llama(model: PreTrainedModel) -> bool:
     """Whether the trunk of `model` is a Llama without biases or another activation; LoRA adapters are no matter."""
+    if model not in _known:
+        _known[model] = _is_plain_llama(model)
+    return _known[model]
+
+
+def _is_plain_llama(model: PreTrainedModel) -> bool:
     body, config = model.base_model, model.config
     if type(body) is not LlamaModel or config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
         return False

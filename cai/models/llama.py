@@ -61,9 +61,8 @@ class LlamaSteps:
         self.num_keys = first.k_proj.out_features // self.size
         self.num_rotated = first.q_proj.out_features // self.size + self.num_keys
         cos, sin = model.model.rotary_emb(model.lm_head.weight, torch.arange(num_positions, device=model.device)[None])
-        half = self.size // 2
-        # x * cos + rotate_half(x) * sin, with the sign of rotate_half put into sin
-        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # (num_positions, S)
+        half = self.size // 2  # both halves turn by the same angles
+        self.cos, self.sin = cos[0, :, :half], sin[0, :, :half]  # (num_positions, S / 2)
         self.layers = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -83,7 +82,7 @@ class LlamaSteps:
         """Put the keys and values of `ids` (B, L) into `cache`, behind what is there; the last layer needs no more."""
         (num_rows, length), start = ids.shape, cache.get_seq_length()
         x: Tensor = self.model.model.embed_tokens(ids).flatten(0, 1)
-        turn = self.cos[start : start + length, None], self.sin[start : start + length, None]  # (L, 1, S) each
+        turn = self.cos[start : start + length, None], self.sin[start : start + length, None]  # (L, 1, S / 2) each
         later = torch.ones(length, start + length, dtype=torch.bool, device=ids.device).tril(start) if start else None
         for number, layer in enumerate(self.layers):
             heads = self._heads(x, layer).view(num_rows, length, -1, self.size)
@@ -104,7 +103,7 @@ class LlamaSteps:
         """Logits (B, V) after `tokens` (B) at `positions` (B, 1); `mask` (B, 1, 1, T) is added to attention scores."""
         num_rows = len(tokens)
         x: Tensor = self.model.model.embed_tokens(tokens)
-        turn = self.cos[positions], self.sin[positions]  # (B, 1, S) each
+        turn = self.cos[positions], self.sin[positions]  # (B, 1, S / 2) each
         for number, layer in enumerate(self.layers):
             heads = self._heads(x, layer).view(num_rows, -1, self.size)  # (B, H + 2 G, S)
             turned = self._turned(heads, *turn)
@@ -124,8 +123,12 @@ class LlamaSteps:
 
     def _turned(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The queries and keys (..., H + G, S) of `heads` (..., H + 2 G, S), turned by their positions."""
-        turned = heads[..., : self.num_rotated, :]
-        return torch.addcmul(turned * cos, turned.roll(self.size // 2, dims=-1), sin)
+        turned = torch.empty_like(heads[..., : self.num_rotated, :])
+        first, second = heads[..., : self.num_rotated, :].chunk(2, dim=-1)
+        first_out, second_out = turned.chunk(2, dim=-1)
+        torch.addcmul(first * cos, second, sin, value=-1, out=first_out)
+        torch.addcmul(second * cos, first, sin, out=second_out)
+        return turned
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)

@@ -18,7 +18,15 @@ from urllib.request import getproxies
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cai.errors import ModelError, unknown
 from cai.models.digest import DTYPES, check_device, find_model
@@ -31,12 +39,13 @@ __all__ = [
     "end_of_turn_id",
     "end_of_turn_ids",
     "load_causal_lm",
+    "load_classifier",
+    "load_config",
     "load_tokenizer",
     "pick_device",
     "quiet",
     "render_dialogue",
     "save_model",
-    "set_threads",
     "torch_dtype",
 ]
 
@@ -68,12 +77,6 @@ def pick_device(device: str = "auto") -> str:
     return device
 
 
-def set_threads(num_threads: int) -> None:
-    """Let torch use `num_threads` threads inside one operation; 0 leaves torch's own choice."""
-    if num_threads > 0:
-        torch.set_num_threads(num_threads)
-
-
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype called `name`: float32, bfloat16 or float16. Raises ModelError."""
     if name not in DTYPES:
@@ -100,12 +103,33 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def load_config(path: str | Path) -> PreTrainedConfig:
+    """What `config.json` in folder `path` (or of that hub id) says of the model. Raises ModelError."""
+    config: PreTrainedConfig = _from_pretrained(AutoConfig, path)
+    return config
+
+
 def load_causal_lm(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
     """The causal language model in folder `path` (or with that hub id), in eval mode. Raises ModelError."""
     kind, where = torch_dtype(dtype), pick_device(device)
     with quiet():
         model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, path, dtype=kind)
     return model.to(where).eval()  # type: ignore[no-any-return, arg-type]
+
+
+def load_classifier(path: str | Path, *, dtype: str, device: str, new_head: bool) -> PreTrainedModel:
+    """The sequence classification model of one label in folder `path`, in eval mode; with `new_head` the trunk of any
+    model under a head that is still to be drawn. Raises ModelError, also when weights are missing, which transformers
+    would draw at random.
+    """
+    kind, where = torch_dtype(dtype), pick_device(device)
+    with quiet():
+        model, report = _from_pretrained(
+            AutoModelForSequenceClassification, path, dtype=kind, num_labels=1, output_loading_info=True
+        )
+    if report["missing_keys"] and not new_head:
+        raise ModelError(f"{path}: not a whole model: its weights lack {min(report['missing_keys'])!r}")
+    return model.to(where).eval()  # type: ignore[no-any-return]
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

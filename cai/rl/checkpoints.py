@@ -48,6 +48,8 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
     """The newest state that is whole, on the CPU; None when there is none. Each newer one, damaged, gets a line on
     stderr and is deleted, so that it is never counted among those to fall back on.
     """
+    for cut in folder.glob(".*.tmp"):  # a kill while it was written
+        cut.unlink()
     numbers = _numbers(folder)
     for at in reversed(range(len(numbers))):
         path, _ = _paths(folder, numbers[at])

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cai.rl.losses import explained_variance, kl_k1, kl_k3, masked_mean
-from cai.rl.rollout import Update
+from torch import Tensor
 
-__all__ = ["diagnose", "warn"]
+from cai.rl.losses import explained_variance, kl_k1, kl_k3, masked_mean
+from cai.rl.rollout import Rollout, Update
+
+__all__ = ["describe", "diagnose", "warn"]
 
 Row = Mapping[str, float | None]
 
@@ -18,17 +20,22 @@ def diagnose(update: Update) -> dict[str, float]:
     """What the rollout says about the policy before the update's own steps; KL and entropy are sample estimates, in
     nats: `kl` and `kl_k3` per response, `kl_per_token` and `entropy` per token.
     """
-    rollout, mask = update.rollout, update.rollout.mask
-    kl = kl_k1(rollout.logp, update.logp_ref) * mask
+    explained = explained_variance(update.values, update.returns, update.rollout.mask)
+    own = {"objective": float(update.objective.mean()), "explained_variance": float(explained)}
+    return describe(update.rollout, update.scores, update.logp_ref) | own
+
+
+def describe(rollout: Rollout, scores: Tensor, logp_ref: Tensor) -> dict[str, float]:
+    """What needs no critic, of B responses with `scores` (B) and reference log-probabilities (B, T)."""
+    mask = rollout.mask
+    kl = kl_k1(rollout.logp, logp_ref) * mask
     figures = {
-        "score_mean": update.scores.mean(),
-        "score_std": update.scores.std(correction=0),
-        "objective": update.objective.mean(),
+        "score_mean": scores.mean(),
+        "score_std": scores.std(correction=0),
         "kl": kl.sum(1).mean(),
         "kl_per_token": masked_mean(kl, mask),
-        "kl_k3": (kl_k3(rollout.logp, update.logp_ref) * mask).sum(1).mean(),
+        "kl_k3": (kl_k3(rollout.logp, logp_ref) * mask).sum(1).mean(),
         "entropy": -masked_mean(rollout.logp, mask),
-        "explained_variance": explained_variance(update.values, update.returns, mask),
         "num_response_tokens": mask.sum(1).mean(),
         "eos_rate": rollout.finished.float().mean(),
     }

@@ -3,12 +3,14 @@
 Shape letters: B = responses of an update, M = real response tokens of a microbatch.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from cai.errors import ModelError
 from cai.models.documents import Documents
 from cai.records import seed_of
 from cai.rl.losses import policy_loss, value_loss
@@ -35,8 +37,9 @@ class Learner:
         self._reader = Policy(policy.model)  # of documents, which have no temperature
 
     def learn(self, update: Update, number: int) -> dict[str, float]:
-        """Epochs of shuffled minibatches of update `number`, until one is too far from the rollout; means over steps,
-        among them `learning_rate`, `num_steps`, and `first_approx_kl`, which is 0 when nothing is wrong.
+        """Epochs of shuffled minibatches of update `number`, until one is too far from the rollout to be learnt from;
+        means over steps, among them `learning_rate`, `num_steps`, and `first_approx_kl`, which is 0 when nothing is
+        wrong. Raises ModelError when a figure is not finite.
         """
         s = self.settings
         rate = rate_factor(s, number)
@@ -45,10 +48,15 @@ class Learner:
         steps: list[dict[str, Tensor]] = []
         for minibatch in self._minibatches(len(update.rollout.rows), number):
             documents = f"ptx-{s.seed}-{number}-{len(steps)}", number / s.num_updates
-            steps.append(self._step(update, minibatch, documents))
-            if s.stop_kl is not None and steps[-1]["approx_kl"] > s.stop_kl:
+            measured = self._backward(update, minibatch, documents)
+            if s.stop_kl is not None and steps and measured["approx_kl"] > s.stop_kl:
+                self._zero_gradients()
                 break
+            steps.append(measured | self._step())
         means = {key: float(torch.stack([step[key] for step in steps]).mean()) for key in steps[0]}
+        wrong = [key for key, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            raise ModelError(f"update {number + 1}: {wrong[0]} is {means[wrong[0]]}: a smaller learning_rate may help")
         constants = {"learning_rate": rate * s.learning_rate, "num_steps": float(len(steps))}
         return means | constants | {"first_approx_kl": float(steps[0]["approx_kl"])}
 
@@ -71,9 +79,9 @@ class Learner:
             for start in range(0, num_rows, self.settings.minibatch_size):
                 yield order[start : start + self.settings.minibatch_size]
 
-    def _step(self, update: Update, minibatch: list[int], documents: tuple[str, float]) -> dict[str, Tensor]:
-        """One optimiser step of policy and value on a minibatch, cut into length-sorted microbatches. `documents` says
-        which ones PPO-ptx draws.
+    def _backward(self, update: Update, minibatch: list[int], documents: tuple[str, float]) -> dict[str, Tensor]:
+        """Gradients of policy and value on a minibatch, cut into length-sorted microbatches; what was measured on the
+        way. `documents` says which ones PPO-ptx draws.
         """
         lengths = [len(update.rollout.rows[i].ids) for i in minibatch]
         num_tokens = update.rollout.mask[minibatch].sum()
@@ -86,14 +94,23 @@ class Learner:
         means = {key: total / num_tokens for key, total in sums.items()}
         if self.ptx is not None:
             means["ptx_loss"] = self._ptx(self.ptx, *documents)
+        return means
+
+    def _step(self) -> dict[str, Tensor]:
+        """One optimiser step of policy and value; the norms of their gradients."""
+        norms = {}
         for name, optimizer in zip(("policy", "value"), self._optimizers, strict=True):
             (group,) = optimizer.param_groups
-            means[f"{name}_grad_norm"] = torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
+            norms[f"{name}_grad_norm"] = torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
             if self.settings.tf_adam:
                 group["eps"] = _tf_epsilon(optimizer)
             optimizer.step()
+        self._zero_gradients()
+        return norms
+
+    def _zero_gradients(self) -> None:
+        for optimizer in self._optimizers:
             optimizer.zero_grad()
-        return means
 
     def _ptx(self, source: Documents, seed: str, progress: float) -> Tensor:
         """Add the gradient of PPO-ptx's second term; returns the weighted mean loss, in nats per token."""

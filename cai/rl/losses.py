@@ -141,7 +141,14 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def bradley_terry_loss(
-    rewards: Tensor, first: Tensor, second: Tensor, p: Tensor, weight: Tensor, margin: Tensor | float = 0.0
+    rewards: Tensor,
+    first: Tensor,
+    second: Tensor,
+    p: Tensor,
+    weight: Tensor,
+    margin: Tensor | float = 0.0,
+    *,
+    total_weight: Tensor | float | None = None,
 ) -> Tensor:
     """Bradley-Terry loss with soft labels over groups of responses: a scalar, the weighted mean over pairs of
     `-(p log sigmoid(d - m) + (1 - p) log sigmoid(-d - m))` with `d = r_first - r_second`.
@@ -152,7 +159,8 @@ def bradley_terry_loss(
 
     `margin` (P) is what the preferred response, whichever it is, has to be ahead by (Llama 2, Touvron et al. 2023,
     eq. 2): a soft label takes the mean of its two verdicts' losses, so that at p = 1/2 the optimum stays d = 0.
+    `total_weight` (scalar) is that of all microbatches of a step, whose losses then sum to that of the step.
     """
     delta = (rewards[first] - rewards[second]).float()
     losses = -(p * logsigmoid(delta - margin) + (1 - p) * logsigmoid(-delta - margin))
-    return (weight * losses).sum() / weight.sum()
+    return (weight * losses).sum() / (weight.sum() if total_weight is None else total_weight)

@@ -50,12 +50,14 @@ def budget(
     num_parameters: int,
     *,
     num_frozen: int = 0,
+    num_reward_models: int = 1,
     longest_prompt: int,
     max_tokens: int,
 ) -> Budget:
     """For a policy of `num_parameters` and a value network, reference and reward model of about as many. Where
-    `num_frozen` of them are frozen, these are there once, and reference, reward model and value lie over them too. A
-    training pass has at most `max_tokens` tokens, or the longest row if that is more.
+    `num_frozen` of them are frozen, these are there once, and reference, reward model and value lie over them too. The
+    reward model may be an ensemble of `num_reward_models`. A training pass has at most `max_tokens` tokens, or the
+    longest row if that is more.
     """
     text = config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
@@ -72,7 +74,10 @@ def budget(
     rows = min(settings.batch_size, max(ROLLOUT_TOKENS * settings.max_batch_tokens // length, 1))
     num_trained = num_parameters - num_frozen
     # Apart, reference and reward model are whole networks; over one base they are that base, and an adapter.
-    frozen = half * num_frozen + 4 * num_trained if num_frozen else 2 * half * num_trained
+    if num_frozen:
+        frozen = half * num_frozen + 4 * num_reward_models * num_trained
+    else:
+        frozen = half * (1 + num_reward_models) * num_trained
     return Budget(
         networks=4 * _ADAM * num_learning * num_trained + frozen,
         activations=tokens * (kept + logits),

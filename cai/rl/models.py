@@ -8,21 +8,24 @@ Shape letters: B = rows, L = tokens of the longest row, D = hidden size, V = voc
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cai.errors import ModelError, unknown
 from cai.models.digest import check_scorable
 from cai.models.flat import flat_states, is_plain_llama
-from cai.models.loading import encode_dialogue, end_of_turn_id, load_tokenizer, quiet, save_model, torch_dtype
+from cai.models.loading import encode_dialogue, end_of_turn_id, load_classifier, load_tokenizer, save_model
 from cai.models.lora import load_trained, trained_parameters, trained_state
 from cai.records import from_json, read_json, to_json, write_json
 from cai.rl.losses import selective_log_softmax
@@ -37,6 +40,8 @@ __all__ = [
     "Row",
     "autocast",
     "batch_budget",
+    "head_outputs",
+    "load_scalar",
     "member_folders",
     "pack",
     "plan_batches",
@@ -114,21 +119,17 @@ def recompute_activations(model: PreTrainedModel) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     except ValueError:
         raise ModelError(f"{type(model).__name__} has no activation checkpointing; use it without") from None
+    # Hugging Face's layers recompute in training mode alone, in which a network here never is: it would drop out.
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(_recomputed, layer.forward)
 
 
-@contextmanager
-def _recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """Hugging Face's layers recompute in training mode alone, in which all networks here never are (dropout); so each
-    layer is, without what is in it, while a forward for gradients runs.
-    """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-    for layer in layers if torch.is_grad_enabled() else ():
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
+def _recomputed(forward: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """`forward` of a layer, computed again in the backward pass where there will be one."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **settings)
+    return checkpoint(forward, *args, use_reentrant=False, **settings)
 
 
 def states(model: PreTrainedModel, batch: Packed, where: Tensor) -> Tensor:
@@ -136,8 +137,7 @@ def states(model: PreTrainedModel, batch: Packed, where: Tensor) -> Tensor:
     if is_plain_llama(model):
         real = torch.arange(batch.ids.shape[1], device=batch.ids.device) <= batch.last[:, None]
         return flat_states(model, batch.ids, real, where)
-    with _recomputing(model):
-        hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
     return hidden[where]
 
 
@@ -155,8 +155,7 @@ class Policy:
             return self.logp_of(states(self.model, batch, batch.predicts), batch)
         # The architecture does more to logits than the matrix product: let it, at the columns that matter.
         columns = batch.predicts.any(0).nonzero().squeeze(1)
-        with _recomputing(self.model):
-            output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
+        output = self.model(input_ids=batch.ids, use_cache=False, logits_to_keep=columns)
         return selective_log_softmax(output.logits[batch.predicts[:, columns]], batch.targets, self.temperature)
 
     def logp_of(self, hidden: Tensor, batch: Packed) -> Tensor:
@@ -200,13 +199,19 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def _load_scalar(path: Path | str, dtype: str, device: str) -> PreTrainedModel:
-    with quiet():  # a missing score head and an unused lm_head are what is wanted here
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            str(path), num_labels=1, dtype=torch_dtype(dtype), local_files_only=Path(path).exists()
-        )
+def head_outputs(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The scalar head at states (..., D), (...), in float32: bfloat16 has steps of 1/64 between 2 and 4."""
+    head = score_head(model)
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
+
+
+def load_scalar(folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """The sequence classification model of one label in `folder`. Raises ModelError when its head is not there."""
+    model = load_classifier(folder, dtype=dtype, device=device, new_head=False)
     score_head(model)
-    return model.to(torch.device(device)).eval()  # type: ignore[arg-type, no-any-return]
+    return model
 
 
 class RewardModel:
@@ -251,7 +256,7 @@ class RewardModel:
         """
         check_scorable(path)
         tokenizer = load_tokenizer(path)
-        model = _load_scalar(path, "float32", "cpu")
+        model = load_classifier(path, dtype="float32", device="cpu", new_head=True)
         weight = score_head(model).weight
         noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
@@ -266,7 +271,8 @@ class RewardModel:
     def load(cls, folder: Path | str, *, dtype: str = "float32", device: str = "cpu") -> Self:
         """Read what `save` wrote. A folder without `reward.json` is a ModelError: its scores would lack the offset."""
         constants = read_constants(folder)
-        first, *others = [_load_scalar(path, dtype, device) for path in member_folders(folder, constants.num_models)]
+        members = member_folders(folder, constants.num_models)
+        first, *others = [load_scalar(path, dtype=dtype, device=device) for path in members]
         reward = cls(first, load_tokenizer(folder), others=others)
         reward.constants = constants
         return reward
@@ -301,16 +307,16 @@ class RewardModel:
         for indices in plan_batches([len(row.ids) for row in rows], batch_budget(max_batch_tokens, device)):
             batch = pack([rows[i] for i in indices], device)
             for number, model in enumerate((self.model, *self.others)):
-                scores[number, indices] = self._outputs(model, batch).float().cpu()
+                scores[number, indices] = self._outputs(model, batch).cpu()
         return scores
 
     def _outputs(self, model: PreTrainedModel, batch: Packed) -> Tensor:
         if self.constants.head == "last":  # the head at one token per row is enough
             last = torch.arange(batch.ids.shape[1], device=batch.ids.device) == batch.last[:, None]
-            return cast(Tensor, score_head(model)(states(model, batch, last)).squeeze(-1))
+            return head_outputs(model, states(model, batch, last))
         response = torch.roll(batch.predicts, 1, dims=1)  # the tokens themselves, not the positions before them
         outputs = torch.zeros(response.shape, device=response.device)
-        outputs[response] = score_head(model)(states(model, batch, response)).squeeze(-1).float()
+        outputs[response] = head_outputs(model, states(model, batch, response))
         return pool_rewards(outputs, response, cast(Head, self.constants.head))
 
 

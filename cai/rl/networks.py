@@ -11,19 +11,25 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cai.errors import ModelError
 from cai.models.digest import model_digest
-from cai.models.loading import load_causal_lm, load_tokenizer, pick_device, save_model
+from cai.models.loading import load_causal_lm, load_config, load_tokenizer, pick_device, save_model
 from cai.models.lora import add_adapter, check_adapter, load_adapter, load_trained, merge, trained_parameters, view
 from cai.records import seed_of
-from cai.rl.memory import budget, check_budget, free_bytes
+from cai.rl.memory import Budget, budget, check_budget, free_bytes
 from cai.rl.models import (
     ADAPTER,
     Policy,
     RewardModel,
     batch_budget,
+    load_scalar,
     member_folders,
     read_constants,
     recompute_activations,
@@ -53,14 +59,10 @@ def load_networks(settings: PPOSettings, sft: Path, reward: Path, *, longest_pro
     Raises ModelError when they cannot fit, or when adapters are wanted and the reward model has none.
     """
     device, temperature = pick_device(settings.device), settings.temperature
-    free = free_bytes(device)
+    needed = _needed(settings, sft, reward, longest_prompt, device)
+    print(check_budget(needed, free_bytes(device)), file=sys.stderr)
     source: _Source = (OneBase if settings.lora_rank else _Apart)(settings, sft, reward, device)
     model = source.policy()
-    sizes = {"longest_prompt": longest_prompt, "max_tokens": batch_budget(settings.max_batch_tokens, device)}
-    size = model.num_parameters()
-    sizes["num_frozen"] = size - sum(parameter.numel() for parameter in trained_parameters(model))
-    needed = budget(settings, model.config, size, **sizes)
-    print(check_budget(needed, free), file=sys.stderr)
     policy, scorer = Policy(model, temperature=temperature), source.reward()
     scale = 1 / scorer.std if scaled and scorer.std > 0 else 1.0
     value: Value
@@ -72,6 +74,22 @@ def load_networks(settings: PPOSettings, sft: Path, reward: Path, *, longest_pro
         for network in (model, value.model) if isinstance(value, ValueModel) else (model,):
             recompute_activations(network)
     return Networks(policy, Policy(source.reference(), temperature=temperature), value, scorer, scale)
+
+
+def _needed(settings: PPOSettings, sft: Path, reward: Path, longest_prompt: int, device: str) -> Budget:
+    """The memory that the run needs, from the configurations alone."""
+    config = load_config(sft)
+    with torch.device("meta"):  # a tree of modules without weights
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    if settings.lora_rank:
+        _add_policy_adapter(model, settings)
+    return budget(
+        settings, config, model.num_parameters(),
+        num_frozen=model.num_parameters() - sum(p.numel() for p in trained_parameters(model)),
+        num_reward_models=read_constants(reward).num_models,
+        longest_prompt=longest_prompt,
+        max_tokens=batch_budget(settings.max_batch_tokens, device),
+    )  # fmt: skip
 
 
 def save_policy(policy: Policy, settings: PPOSettings, sft: Path, tokenizer: PreTrainedTokenizerBase, to: Path) -> None:
@@ -113,7 +131,7 @@ class _Apart:
         return RewardModel.load(self._reward, dtype=self._dtype, device=self._device)
 
     def critic(self) -> PreTrainedModel:
-        return RewardModel.load(self._reward, device=self._device).model
+        return load_scalar(self._reward, device=self._device)
 
 
 class OneBase:
@@ -153,8 +171,8 @@ class OneBase:
 
     def _scalar(self, folder: Path) -> PreTrainedModel:
         """The base's trunk under a scalar head, with the adapter that belongs to `folder`."""
-        with torch.device("meta"):  # a tree of modules without weights
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            config = load_config(folder)
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
         trunk = view(self.base).base_model
         if type(trunk) is not type(model.base_model):

@@ -15,16 +15,16 @@ PPO-ptx adds the gradient of the mean loss on pre-training tokens to that of eve
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from cai.errors import ModelError
 from cai.models.documents import Documents
 from cai.records import seed_of
 from cai.rl.diagnostics import diagnose
 from cai.rl.learner import Learner
 from cai.rl.losses import adapted_beta, gae, kl_k1, kl_k3, masked_whiten, shaped_rewards
-from cai.rl.models import Packed, Policy, Row, autocast, batch_budget, pack, plan_batches
-from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, Update, sample_responses
+from cai.rl.models import Policy, Row, autocast, batch_budget
+from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, Update, per_token, sample_responses
 from cai.rl.settings import PPOSettings
 from cai.rl.values import Value
 
@@ -72,8 +72,8 @@ class PPOTrainer:
         # 1. Sample, and score. The log-probs of sampling are the old ones of the ratio, and those of the KL penalty.
         rollout, scores = self._sample(prompts, "rollout")
         # 2. Look up reference and value at every response token.
-        logp_ref = self._per_token(rollout, self.reference.logp)
-        values = self._per_token(rollout, self.value.values)
+        logp_ref = per_token(rollout, self.reference.logp, self.max_tokens, s.dtype)
+        values = per_token(rollout, self.value.values, self.max_tokens, s.dtype)
         # 3. Rewards and advantages.
         kl = _ESTIMATORS[s.penalty](rollout.logp, logp_ref) * rollout.mask
         scaled = scores * self.reward_scale
@@ -117,16 +117,11 @@ class PPOTrainer:
                 stop_ids=self.stop_ids,
                 max_batch_tokens=ROLLOUT_TOKENS * s.max_batch_tokens,
             )
-        return rollout, self.reward(rollout.closed(self.stop_ids[0])).to(self.device)
-
-    @torch.no_grad()
-    def _per_token(self, rollout: Rollout, function: Callable[[Packed], Tensor]) -> Tensor:
-        """`function` of every response token as (B, T), computed in length-sorted batches."""
-        out = torch.zeros_like(rollout.mask)
-        for indices in plan_batches([len(row.ids) for row in rollout.rows], self.max_tokens):
-            with autocast(self.device, self.settings.dtype):
-                flat = function(pack([rollout.rows[i] for i in indices], self.device))
-            part = torch.zeros_like(out[indices])
-            part[rollout.mask[indices].bool()] = flat
-            out[indices] = part
-        return out
+        scores = self.reward(rollout.closed(self.stop_ids[0])).to(self.device)
+        wrong = (~scores.isfinite()).nonzero()[:, 0].tolist()
+        if wrong:
+            raise ModelError(
+                f"{purpose} {self.num_updates + 1}: {len(wrong)} of {len(scores)} rewards are not finite, the first "
+                f"that of response {wrong[0] + 1}: {float(scores[wrong[0]])}; nothing was learnt from them"
+            )
+        return rollout, scores

@@ -1,15 +1,15 @@
 """Sampling the responses of one PPO update, and what becomes of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cai.models.decoding import Decoded, sample
-from cai.rl.models import Policy, Row, plan_batches
+from cai.rl.models import Packed, Policy, Row, autocast, pack, plan_batches
 
-__all__ = ["ROLLOUT_TOKENS", "Rollout", "Update", "sample_responses"]
+__all__ = ["ROLLOUT_TOKENS", "Rollout", "Update", "per_token", "sample_responses"]
 
 
 # Sampling keeps no activations for a backward pass, so its batches may be this many times larger.
@@ -30,9 +30,9 @@ class Rollout:
     logp: Tensor
     finished: Tensor
 
-    def closed(self, eos_id: int) -> list[Row]:
-        """The rows, with `eos_id` at the end of those that were cut off."""
-        ends = ([] if done else [eos_id] for done in self.finished.tolist())
+    def closed(self, end_id: int) -> list[Row]:
+        """The rows, with the end-of-turn token `end_id` behind those that were cut off."""
+        ends = ([] if done else [end_id] for done in self.finished.tolist())
         return [Row(row.ids + end, row.num_prompt) for row, end in zip(self.rows, ends, strict=True)]
 
 
@@ -86,3 +86,18 @@ def sample_responses(
         logp=torch.tensor([one.logps + [0.0] * (width - len(one.logps)) for one in ordered], device=device),
         finished=torch.tensor([one.finished for one in ordered], device=device),
     )
+
+
+@torch.no_grad()
+def per_token(rollout: Rollout, function: Callable[[Packed], Tensor], max_tokens: int, dtype: str) -> Tensor:
+    """`function`, which gives (M) for the response tokens of a batch, of every response token as (B, T), 0 on padding;
+    computed in length-sorted batches of `max_tokens`, in mixed precision where `dtype` is bfloat16.
+    """
+    device, out = rollout.mask.device, torch.zeros_like(rollout.mask)
+    for indices in plan_batches([len(row.ids) for row in rollout.rows], max_tokens):
+        with autocast(device, dtype):
+            flat = function(pack([rollout.rows[i] for i in indices], device))
+        part = torch.zeros_like(out[indices])
+        part[rollout.mask[indices].bool()] = flat
+        out[indices] = part
+    return out

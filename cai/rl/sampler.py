@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.errors import DataError
 from cai.models.loading import encode_dialogue, end_of_turn_id, end_of_turn_ids
 from cai.records import read_records, seed_of
 from cai.rewards import Part, score
-from cai.rl.losses import kl_k1, kl_k3, masked_mean
-from cai.rl.models import Policy, RewardModel, Row, autocast, batch_budget, pack, plan_batches
-from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, sample_responses
+from cai.rl.diagnostics import describe
+from cai.rl.models import Policy, RewardModel, Row, autocast, batch_budget
+from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, per_token, sample_responses
 from cai.rl.sampling_settings import SamplingSettings
 from cai.types import Prompt
 
@@ -102,35 +101,12 @@ class Sampler:
         """What PPO says about an update's responses (`cai.rl.ppo`), as far as it needs no critic: scores, sample
         estimates of KL to the reference and of entropy, lengths; then the mean of each reward and scorer's column.
         """
-        rollout, mask = samples.rollout, samples.rollout.mask
-        logp_ref = self._logp(rollout, reference)
-        kl = kl_k1(rollout.logp, logp_ref) * mask
-        scores = torch.tensor(samples.scores)
-        figures = {
-            "score_mean": scores.mean(),
-            "score_std": scores.std(correction=0),
-            "kl": kl.sum(1).mean(),
-            "kl_per_token": masked_mean(kl, mask),
-            "kl_k3": (kl_k3(rollout.logp, logp_ref) * mask).sum(1).mean(),
-            "entropy": -masked_mean(rollout.logp, mask),
-            "num_response_tokens": mask.sum(1).mean(),
-            "eos_rate": rollout.finished.float().mean(),
-        }
+        max_tokens = batch_budget(self.settings.max_batch_tokens, reference.model.device)
+        logp_ref = per_token(samples.rollout, reference.logp, max_tokens, self.settings.dtype)
+        figures = describe(samples.rollout, torch.tensor(samples.scores), logp_ref)
         rewards = {f"reward_{name}": values for name, values in samples.parts.items()}
         columns = self.settings.scorer.score(samples.prompts, samples.texts) if self.settings.scorer else {}
-        return {**{key: float(value) for key, value in figures.items()}, **mean_columns({**rewards, **columns})}
-
-    @torch.no_grad()
-    def _logp(self, rollout: Rollout, policy: Policy) -> Tensor:
-        """Log-probability of every response token as (B, T), in length-sorted batches."""
-        device, out = policy.model.device, torch.zeros_like(rollout.mask)
-        max_tokens = batch_budget(self.settings.max_batch_tokens, device)
-        for indices in plan_batches([len(row.ids) for row in rollout.rows], max_tokens):
-            part = torch.zeros_like(out[indices])
-            with autocast(device, self.settings.dtype):
-                part[rollout.mask[indices].bool()] = policy.logp(pack([rollout.rows[i] for i in indices], device))
-            out[indices] = part
-        return out
+        return {**figures, **mean_columns({**rewards, **columns})}
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], ended: Sequence[bool]) -> list[str]:
@@ -140,12 +116,15 @@ def response_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], ende
 
 
 def check_room(path: Path, longest: int, max_new_tokens: int, config: PreTrainedConfig) -> None:
-    """Raise DataError when the longest prompt of `path`, in tokens, leaves no room for a response."""
+    """Raise DataError when the longest prompt of `path`, in tokens, leaves no room for a response and the end-of-turn
+    token that one which was cut off is closed with.
+    """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and longest + max_new_tokens > context:
+    if context is not None and longest + max_new_tokens + 1 > context:
         raise DataError(
-            f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {max_new_tokens} is "
-            f"more than the model's context of {context}; data.max_prompt_tokens leaves long prompts out"
+            f"{path}: the longest prompt has {longest} tokens, which with max_new_tokens {max_new_tokens} and the "
+            f"end-of-turn token is more than the model's context of {context}; data.max_prompt_tokens leaves long "
+            "prompts out"
         )
 
 

@@ -115,7 +115,7 @@ class PPOSettings(LoRASettings):
     `num_epochs` passes of minibatches. `beta` weighs the KL to the reference in rewards of unit spread (see
     `scale_rewards`), by the estimator `penalty`; with a `kl_target` (nats per response) it is only the first one and
     adapts over `kl_horizon` responses. `clip` and `value_clip` bound the steps, `lam` is GAE's lambda; an update's
-    steps end early when a minibatch is `stop_kl` nats per token away from the rollout. Scaled scores are clipped to
+    steps end before a minibatch that is `stop_kl` nats per token away from the rollout. Scaled scores are clipped to
     +-`score_clip`; `missing_eos_penalty` is then subtracted where a response was cut off. Learning rates warm up over
     `num_warmup_updates`, then fall linearly to 0 or stay; `tf_adam` puts Adam's epsilon where TensorFlow has it, which
     makes the first steps smaller. `value` is a network of its own that starts as the reward model, or a head on the

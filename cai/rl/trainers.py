@@ -189,6 +189,7 @@ class PreferenceTrainer(LocalTrainer, RewardTrainer):
     """TRL's RewardTrainer with soft labels over groups of responses, from `collate_groups` batches."""
 
     head: Head = "last"
+    loss_is_scaled_for_ga = True  # a microbatch's loss is its share of the step's
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset  # tokenised already; TRL's preparation wants chosen and rejected
@@ -196,14 +197,21 @@ class PreferenceTrainer(LocalTrainer, RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(_COLUMNS)  # others would be dropped from the batches
 
+    def get_batch_samples(self, iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The microbatches of a step, and the weight of all their labels."""
+        batches, _ = super().get_batch_samples(iterator, num_batches, device)
+        return batches, torch.stack([batch["weight"].sum() for batch in batches]).sum().to(device) if batches else None
+
     def compute_loss(
         self,
         model: Callable[..., Any],
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: object = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The Bradley-Terry loss of one batch (`cai.rl.losses.bradley_terry_loss`), of responses or of snippets."""
+        """The Bradley-Terry loss of one microbatch (`cai.rl.losses.bradley_terry_loss`), of responses or of snippets,
+        as its share of that of the step.
+        """
         first, second, spans = inputs["first"], inputs["second"], inputs.get("spans")
         if spans is None:
             rewards = self._rewards(model, inputs)
@@ -211,7 +219,8 @@ class PreferenceTrainer(LocalTrainer, RewardTrainer):
             rows, starts, sizes = torch.cat([first, second]), spans[:, :2].T.flatten(), spans[:, 2].repeat(2)
             rewards = snippet_rewards(self._outputs(inputs), rows, starts, sizes, self.head)
             first, second = torch.arange(2 * len(first), device=first.device).chunk(2)
-        loss = bradley_terry_loss(rewards, first, second, inputs["p"], inputs["weight"], inputs["margin"])
+        labels = inputs["p"], inputs["weight"], inputs["margin"]
+        loss = bradley_terry_loss(rewards, first, second, *labels, total_weight=num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
     def _rewards(self, model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:

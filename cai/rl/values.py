@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cai.errors import ModelError
 from cai.models.lora import load_trained, trained_parameters, trained_state
-from cai.rl.models import Packed, Policy, score_head, states
+from cai.rl.models import Packed, Policy, head_outputs, states
 
 __all__ = ["SharedValue", "Value", "ValueModel"]
 
@@ -36,8 +36,7 @@ class ValueModel:
     def values(self, batch: Packed) -> Tensor:
         """Value of the prefix before every response token, (M), row by row, float32."""
         hidden = states(self.model, batch, batch.predicts)
-        values: Tensor = (score_head(self.model)(hidden).squeeze(-1).float() + self.offset) * self.scale
-        return values
+        return (head_outputs(self.model, hidden) + self.offset) * self.scale
 
     def both(self, policy: Policy, batch: Packed) -> tuple[Tensor, Tensor]:
         """The policy's log-probabilities and the values, (M) each."""

@@ -77,6 +77,7 @@ class PPO(PPOSettings):
 
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Inputs `data` (rl prompts), `sft` (policy and reference), `reward` (scores, and where the value starts)."""
+        from cai.rl.models import read_constants
         from cai.rl.networks import save_policy
 
         run = _Run(self, inputs, output / _CHECKPOINTS)
@@ -89,9 +90,11 @@ class PPO(PPOSettings):
         save_policy(run.trainer.policy, self, inputs["sft"] / "model", run.tokenizer, output / "model")
         write_rows(output / "curve.jsonl", run.curve)
         write_json(output / "ppo.json", {"kept_update": kept, "warnings": run.warnings})
-        # Forwards of policy, reference, reward and value; then both trained networks, forward and backward, which takes
-        # a product per layer for the activations, and one for the weights unless they are frozen.
-        passes = 2 * 4 + 2 * (4 if self.lora_rank else 6) * self.num_epochs
+        # Forwards of policy, reference, reward models and value; then the trained networks, forward and backward, which
+        # takes a product per layer for the activations, and one for the weights unless they are frozen.
+        trained = 1 if self.value == "shared" else 2
+        frozen = 1 + read_constants(inputs["reward"] / "model").num_models
+        passes = 2 * (trained + frozen) + (4 if self.lora_rank else 6) * trained * self.num_epochs
         return {
             "score": run.curve[-1]["score_mean"],
             "kl": run.curve[-1]["kl"],
@@ -106,7 +109,7 @@ class _Run:
     """One call of the stage: the trainer, the prompts, and what has been seen so far."""
 
     def __init__(self, stage: PPO, inputs: Mapping[str, Path], checkpoints: Path) -> None:
-        from cai.models.loading import encode_dialogue, load_tokenizer
+        from cai.models.loading import encode_dialogue, load_config, load_tokenizer
         from cai.rl.sampler import check_room
 
         path = inputs["data"] / "rl.jsonl"
@@ -122,8 +125,8 @@ class _Run:
         longest = max(map(len, self.ids.values()))
         self.asked: Sequence[Prompt] = ()  # what the responses that are being scored answer
         self.parts: dict[str, list[float]] = {}  # of their scores
+        check_room(path, longest, stage.max_new_tokens, load_config(inputs["sft"] / "model"))
         self.trainer = _trainer(stage, self.tokenizer, inputs, longest, self._score)
-        check_room(path, longest, stage.max_new_tokens, self.trainer.policy.model.config)
         self.curve: list[dict[str, Any]] = []
         self.num_tokens = 0
         self.warnings: dict[str, str] = {}

@@ -196,8 +196,12 @@ def _measure(
     prompts = [preference.prompt for preference in preferences for _ in preference.responses]
     texts = [response for preference in preferences for response in preference.responses]
     raw = reward.raw_scores(reward.encode(prompts, texts))
+    # What a labeler wrote is not a sample of the policy.
+    sampled = [i < len(p.responses) - p.num_corrections for p in preferences for i in range(len(p.responses))]
+    samples = raw[:, sampled]
     # Without demonstrations (a data source may have none) the policy's own samples are what scores 0 on average.
-    reward.constants = normalised(reward.raw_scores(anchors) if anchors else raw, raw, reward.constants, normalise)
+    zero = reward.raw_scores(anchors) if anchors else samples
+    reward.constants = normalised(zero, samples, reward.constants, normalise)
     scores = ensemble_scores(raw, reward.constants).tolist()
     rows = []
     for preference in preferences:

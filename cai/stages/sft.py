@@ -68,6 +68,7 @@ class SFT(TrainingSettings):
         """Input `revise`. Raises DataError for a demonstration that is too long, unless those are dropped."""
         from cai.models.loading import encode_dialogue, load_causal_lm, load_tokenizer, pick_device, save_model
         from cai.rl.local_trainer import Checkpoints
+        from cai.rl.sampler import check_room
         from cai.rl.trainers import short_enough, train_sft
 
         path = inputs["revise"] / "sft.jsonl"
@@ -82,6 +83,8 @@ class SFT(TrainingSettings):
         out = held_out([demonstrations[i].prompt for i in kept], share) if share else [False] * len(kept)
         train = [i for i, held in zip(kept, out, strict=True) if not held]
         validation = [encoded[i] for i, held in zip(kept, out, strict=True) if held]
+        if self.select_by is not None and validation:
+            check_room(path, max(start for _, start in validation), self.max_new_tokens, model.config)
         measure = _Validation(self, model, tokenizer, validation) if validation else None
         every = self.checkpoint_every
         checkpoints = Checkpoints(output / "checkpoints.journal", every) if every else None
