@@ -101,7 +101,7 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 def batch_budget(max_tokens: int, device: torch.device | str) -> int:
     """Padded tokens of a forward pass: `max_tokens`, or less on a CPU, which gains nothing from larger batches and
-    falls out of its caches (`benchmarks/ppo_speed.py`: an update of 512 is a few percent faster than of 1,024).
+    falls out of its caches.
     """
     return min(max_tokens, _CPU_TOKENS) if torch.device(device).type == "cpu" else max_tokens
 

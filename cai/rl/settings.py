@@ -123,7 +123,7 @@ class PPOSettings(LoRASettings):
     `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
     longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,
     takes 8 times as many. With `activation_checkpointing` layers keep their input alone for the backward pass and
-    compute the rest again: slower, in far less memory. With a `lora_rank`, policy, reference, reward model and value
+    compute the rest again: slower, in less memory. With a `lora_rank`, policy, reference, reward model and value
     are adapters, or none, over one copy of the SL-CAI weights, which stay as they are; the reward
     model must have been trained as an adapter too.
 
