@@ -82,6 +82,7 @@ def logp(model: Path, ids: list[int], start: int) -> float:
 # --- DPO --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dpo_prefers_what_is_preferred_and_reports_as_ppo_does(inputs: Inputs, tmp_path: Path) -> None:
     stage = DPO(**TRAINING, num_epochs=4, batch_size=4, num_measurements=3, num_measured=8, scorer=Keys())
     facts, curve = run(stage, inputs, tmp_path / "out")

@@ -231,6 +231,7 @@ def test_arms_run_one_after_the_other_and_meet(project: Path, capsys: pytest.Cap
     assert meeting.index("label:simulated") < meeting.index("label:ai")
 
 
+@pytest.mark.slow
 def test_sweep_makes_a_run_per_value_and_one_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "-m", "seed=1,2", "revise.factor=3.0"]) == 0
     folder = project / "runs" / "sweep-run-revise.factor=3.0-seed=1,2"
@@ -240,11 +241,13 @@ def test_sweep_makes_a_run_per_value_and_one_report(project: Path, capsys: pytes
     assert [read(folder / name / "run.json")["seed"] for name in names] == [1, 2]
 
 
+@pytest.mark.slow
 def test_sweep_may_come_last(project: Path) -> None:
     assert cli.main(["run", "seed=1,2", "-m"]) == 0
     assert cli.main(["run", "-m", "seed=range(1,3)"]) == 0
 
 
+@pytest.mark.slow
 def test_compare_takes_run_folders_and_folders_of_them(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["run", "name=one"])
     cli.main(["run", "-m", "seed=1,2"])

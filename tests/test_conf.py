@@ -238,6 +238,7 @@ def test_a_mistake_in_a_value_is_found_without_torch(workdir: Path) -> None:
     assert done.stdout == "2 False\n"
 
 
+@pytest.mark.slow
 def test_an_arm_can_be_changed_on_the_command_line() -> None:
     """Each override of an arm in quotes of its own, as the README shows."""
     arm = "arms.rlhf=['labeler=simulated','labeler.agreement=0.6']"

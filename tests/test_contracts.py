@@ -260,6 +260,7 @@ def test_the_text_stages_run_on_a_real_model_and_survive_cuts(base: Path, whole:
     assert run_recipe(base, tmp_path) == files
 
 
+@pytest.mark.slow
 def test_what_a_real_model_says_is_what_is_written(whole: Path) -> None:
     revisions = read_records(whole / "revise" / "revisions.jsonl", Revision)
     assert len(revisions) == 12 and any(revision.critique for revision in revisions)

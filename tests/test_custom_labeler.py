@@ -82,6 +82,7 @@ def test_a_labeler_that_is_not_there_is_one_line(workdir: Path, capsys: pytest.C
     assert "labeler._target_: has no value yet; give it one: labeler._target_=..." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_builds(workdir: Path, overrides: list[str]) -> None:
     commands = re.findall(r"^cai run (?!experiment)(.*)$", DOCS, re.M)
     assert len(commands) > 12

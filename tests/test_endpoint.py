@@ -199,6 +199,7 @@ def test_a_ceiling_needs_prices() -> None:
 # --- servers that are down, or refuse ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_outage_uses_up_no_questions_attempts(start: Start) -> None:
     state, url = start()
     one = engine(url, concurrency=8, max_attempts=3)
@@ -506,6 +507,7 @@ def test_labels_of_a_server_are_right_and_complete(start: Start, workdir: Path) 
     assert set(served["unanswered"]) == {"http_400", "ill_formed_answer"}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_trace_of_the_key(
     start: Start, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_an_oracle_answers_every_hhh_question(tmp_path: Path) -> None:
 
 
 @NEEDS_HHH
+@pytest.mark.slow
 def test_a_random_model_answers_half_of_the_hhh_questions(tmp_path: Path) -> None:
     random_model.make_model(HHH, tmp_path / "model", hidden=32, layers=1, vocab=400, context=8192)
     engine = TransformersEngine(model=str(tmp_path / "model"))

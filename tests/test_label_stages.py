@@ -115,6 +115,7 @@ def test_only_abstentions_are_an_error(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["ai", "people"])
+@pytest.mark.slow
 def test_labelling_goes_on_where_it_was_cut(workdir: Path, who: str) -> None:
     inputs = sampled(workdir, random_comparisons(40))
     holds_when_cut(

@@ -38,6 +38,7 @@ def special(texts: Texts, prompt: EnginePrompt) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.slow
 def test_no_judged_text_makes_a_special_token(name: str) -> None:
     family, texts = PromptFamily(name), Texts(TOKENIZERS[name]())
     usual, _ = special(texts, whole(judged(family, "how ?", "take a key", "push")))

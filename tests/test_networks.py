@@ -239,6 +239,7 @@ def test_half_precision_runs_with_adapters_in_full(inputs: dict[str, Path]) -> N
     assert abs(figures[0]["kl"]) < 0.5
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_adapters_scores_as_its_merged_models_do(inputs: dict[str, Path], tmp_path: Path) -> None:
     test_reward.run(inputs["sft"], tmp_path, num_epochs=1, num_models=2, pessimism=0.5, learning_rate=1e-2, **LORA)
     given = settings(device="cpu", **LORA)

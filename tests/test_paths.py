@@ -37,6 +37,7 @@ def test_in_the_checkout_the_two_folders_are_one(monkeypatch: pytest.MonkeyPatch
     assert paths.folders("conf") == (paths.packaged("conf"),)
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_every_user_file_and_finds_it(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

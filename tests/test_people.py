@@ -78,6 +78,7 @@ def sandbox_comparisons() -> list[Comparison]:
 
 
 @pytest.mark.parametrize("rate", [0.60, 0.66, 0.726, 0.773])
+@pytest.mark.slow
 def test_agreement_hits_the_published_rates_on_2000_items(rate: float, sandbox_comparisons: list[Comparison]) -> None:
     labeler = people(scorer=SandboxScorer(), column="gold", agreement=rate)
     judgments = list(labeler.label(sandbox_comparisons))
@@ -128,6 +129,7 @@ def test_noise_is_solved_for_people_of_different_minds(settings: dict[str, Any],
     assert found["agreement"] == pytest.approx(0.62, abs=0.02)
 
 
+@pytest.mark.slow
 def test_people_of_one_group_agree_more_than_people_of_two() -> None:
     groups = {"warm": {"warm": 1}, "cold": {"cold": 1}}
     judgments = people(groups=groups, num_people=8, agreement=0.6).label(random_comparisons(4000))
@@ -209,6 +211,7 @@ def test_places_of_a_ranking_count_evenly_from_first_to_last() -> None:
         assert math.log(share / (1 - share)) == pytest.approx(wanted, abs=0.1)
 
 
+@pytest.mark.slow
 def test_length_bias_is_found_again_in_the_labels() -> None:
     twice = [comparison(f"t{i}", f"1 0 {'x' * 6}", f"1 0 {'x' * 16}") for i in range(4000)]  # 10 and 20 characters
     judgments = list(people(length_bias=0.5, overlap=0.0, agreement=0.6).label([*twice, *random_comparisons(2000)]))

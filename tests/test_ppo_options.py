@@ -198,6 +198,7 @@ def test_the_gradient_is_ppos_plus_the_weighted_one_of_the_documents(tmp_path: P
     assert expected.abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_documents_are_not_forgotten(tmp_path: Path) -> None:
     losses = {}
     for coefficient in (0.0, 3.0):

@@ -116,6 +116,7 @@ def test_real_runs_on_the_sandbox_say_so_first(tmp_path: Path) -> None:
     assert quick(folders).notice.startswith("Made on the embedded sandbox")
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_cost_at_least_this(tmp_path: Path) -> None:
     folders = make_runs(tmp_path, num_prompts=8, num_comparisons=8)
     run = read_json(folders[0] / "run.json")
@@ -160,6 +161,7 @@ def test_every_part_is_there_in_order(page: str) -> None:
     assert 'class="absent"' not in page
 
 
+@pytest.mark.slow
 def test_same_runs_in_any_order_same_bytes(runs: list[Path], tmp_path: Path, page: str) -> None:
     again = write(gather(runs[::-1]), tmp_path)
     assert again.read_text(encoding="utf-8") == page

@@ -73,6 +73,7 @@ def test_how_far_principles_agree(figures: dict[str, Any], runs: list[Path]) -> 
     assert "How far they agree with each other" in page and 'href="#principles"' in page
 
 
+@pytest.mark.slow
 def test_no_section_where_no_principle_judged(tmp_path: Path) -> None:
     leave_out = ("win_rate", "win_rate_over_rlaif", "label")
     report = quick(make_runs(tmp_path, num_prompts=20, num_comparisons=20, leave_out=leave_out))

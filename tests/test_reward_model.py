@@ -211,6 +211,7 @@ def test_scores_are_in_full_precision_when_the_trunk_is_not(sft: Path, tmp_path:
 # --- what the scores are scaled by ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_corrections_are_no_samples_of_the_policy(sft: Path, tmp_path: Path) -> None:
     """The spread that scales rewards is of sampled responses, whether a labeler corrects them or not."""
     plain = [replace(p, responses=p.responses[:2], pairs=p.pairs[:1]) for p in PREFERENCES]

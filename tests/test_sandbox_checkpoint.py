@@ -63,6 +63,7 @@ def test_its_tokenizer_is_the_one_that_the_code_builds() -> None:
     assert model.num_parameters() == record()["num_parameters"]
 
 
+@pytest.mark.slow
 def test_it_judges_revises_and_talks() -> None:
     """A quick look with wide margins; benchmarks/sandbox_quality.py measures."""
     found = probe(load_causal_lm(FOLDER), seed=1, num_samples=24)  # type: ignore[arg-type]

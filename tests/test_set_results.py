@@ -51,6 +51,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return make_runs(tmp_path, num_prompts=8, num_comparisons=8)
 
 
+@pytest.mark.slow
 def test_figures_differences_and_groups(folders: list[Path]) -> None:
     rates = dict(zip(STAGES, (0.5, 0.7, 0.99), strict=True))
     losses = dict(zip(STAGES, (1.0, 1.1, 1.3), strict=True))

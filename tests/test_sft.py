@@ -74,6 +74,7 @@ def test_the_stage_learns_and_writes_a_model_and_a_curve_and_nothing_else(base: 
     assert tiny_models.full_logps(model, ids)[start - 1 :].exp().min() > 0.3  # the answer, and where to stop
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(base: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
@@ -154,6 +155,7 @@ def test_the_epoch_that_a_reward_model_likes_best_is_kept(base: Path, tmp_path: 
         SFT(model=str(base), seed=0, select_by="x", validation_share=0)
 
 
+@pytest.mark.slow
 def test_models_on_the_way_are_kept(base: Path, tmp_path: Path) -> None:
     """4 epochs of 3 steps: the base model, after a quarter and three quarters; the end is the model itself."""
     for name, changes in (("plain", {}), ("kept", {"keep_left": [1.0, 0.75, 0.25, 0.0]}), ("short", {"num_epochs": 1})):

@@ -120,6 +120,7 @@ def test_the_first_loss_is_that_of_the_snippets(head: Any, sft: Path) -> None:
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_snippets_teach_a_reward_of_whole_responses(sft: Path, tmp_path: Path) -> None:
     snippets = Snippets(num=4, min_tokens=1, max_tokens=4)
     facts = run(sft, tmp_path, head="mean", snippets=snippets, num_epochs=6)

@@ -276,6 +276,7 @@ def test_other_comparisons_or_none_are_one_line(
     assert "has no stage 'sample'; labelers are compared on what they labelled" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(runs: list[Path], workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare-labelers", *map(str, runs), "--output", "page"]) == 0
     assert capsys.readouterr().out == "page/labelers.html\n"

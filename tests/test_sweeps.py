@@ -65,6 +65,7 @@ def test_an_error_nobody_foresaw_is_kept_with_its_traceback(project: Path, capsy
     assert "line " in (folder / "error.txt").read_text()
 
 
+@pytest.mark.slow
 def test_when_all_jobs_fail_there_is_no_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "-m", "data.count=-1,-2"]) == 2
     captured = capsys.readouterr()

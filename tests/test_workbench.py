@@ -203,6 +203,7 @@ def test_what_was_asked_once_is_not_asked_again(run: Path, workdir: Path) -> Non
     }
 
 
+@pytest.mark.slow
 def test_labels_of_another_judge_are_asked_anew(run: Path, workdir: Path) -> None:
     found = diff("old.yaml", write(workdir, "new", EDITED), ["labeler.min_mass=0.06"], run)
     assert found.num_asked_old == found.num_asked > 0
