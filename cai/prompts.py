@@ -12,7 +12,7 @@ told where values stand, so that special tokens in them are plain text.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
 
@@ -20,7 +20,7 @@ from cai import paths
 from cai.constitution import Principle
 from cai.engines.base import EnginePrompt
 from cai.errors import PromptError, unknown
-from cai.prompt_settings import Wording, read_settings
+from cai.prompt_settings import Settings, Wording, read_settings
 from cai.records import fingerprint
 from cai.templates import Passage, Templates
 from cai.types import Turn
@@ -73,13 +73,15 @@ class Rendered:
     """A rendered template: `turns` (empty without blocks), then `parts`, of which no two neighbours are both text.
 
     `quoted` are the places of values: (place, start, end), where place is the number of the turn, or len(turns) and
-    the number of the part. `num_neutralised` counts the reserved markers that were broken up in the values.
+    the number of the part. `num_neutralised` counts the reserved markers that were broken up in the values. `settings`
+    say which markers are reserved: a sampled text is as inert as the values, which it may repeat.
     """
 
     turns: tuple[Turn, ...]
     parts: tuple[str | ChoiceSlot | TextSlot, ...]
     quoted: tuple[tuple[int, int, int], ...] = ()
     num_neutralised: int = 0
+    settings: Settings = field(default=Settings({}, None), repr=False)
 
     @property
     def slots(self) -> tuple[ChoiceSlot | TextSlot, ...]:
@@ -91,7 +93,8 @@ class Rendered:
         return self.fill(())
 
     def fill(self, values: Sequence[str]) -> EnginePrompt:
-        """Everything before the next slot, once the first slots are filled with `values`; all when none is left.
+        """Everything before the next slot, once the first slots are filled with `values`; all when none is left. The
+        values of text slots are quoted, and the reserved markers in them are broken up.
 
         PromptError when there are more values than slots, or a value is not an option of its slot.
         """
@@ -104,17 +107,26 @@ class Rendered:
         text: list[str] = []
         starts: list[int] = []
         waiting = list(values)
+        last = len(self.turns)
+        quoted = [place for place in self.quoted if place[0] < last]
         for part in self.parts:
             if not isinstance(part, str) and not waiting:
                 break
             starts.append(sum(map(len, text)))
-            text.append(part if isinstance(part, str) else waiting.pop(0))
-        last = len(self.turns)
-        quoted = [place for place in self.quoted if place[0] < last]
-        for number, start, end in self.quoted[len(quoted) :]:
-            if number - last < len(starts):
+            value = part if isinstance(part, str) else waiting.pop(0)
+            if isinstance(part, TextSlot):
+                value, _ = self.settings.inert(value)
+                quoted.append((last, starts[-1], starts[-1] + len(value)))
+            text.append(value)
+        for number, start, end in self.quoted:
+            if last <= number < last + len(starts):
                 quoted.append((last, starts[number - last] + start, starts[number - last] + end))
-        return EnginePrompt(turns=self.turns, text="".join(text), quoted=tuple(quoted))
+        return EnginePrompt(turns=self.turns, text="".join(text), quoted=tuple(sorted(quoted)))
+
+    def num_broken(self, values: Sequence[str]) -> int:
+        """How many reserved markers `fill` breaks up in the sampled texts among `values`."""
+        filled = zip(self.slots, values, strict=False)
+        return sum(self.settings.inert(value)[1] for slot, value in filled if isinstance(slot, TextSlot))
 
 
 class PromptFamily:
@@ -174,6 +186,7 @@ class PromptFamily:
             parts=tuple(part.text if isinstance(part, Passage) else part for part in parts),
             quoted=tuple((n, *place) for n, p in enumerate(passages) if isinstance(p, Passage) for place in p.values),
             num_neutralised=broken.number,
+            settings=self._settings,
         )
 
     def shows(self, template: str) -> bool:

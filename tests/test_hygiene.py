@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cai.datasets.labelled import Labelled
 from cai.datasets.pii import screen
 from cai.datasets.recorded import Recorded
 from cai.datasets.rows import Unusable
+from cai.types import Feedback
 
 # --- personal data ----------------------------------------------------------------------------------------------------
 
@@ -88,20 +90,39 @@ def test_everything_that_people_wrote_is_screened(tmp_path: Path) -> None:
     (one,) = load(
         tmp_path, [{"prompt": "I am ada@x.org", "chosen": "Hi ada@x.org", "user": "ada@x.org", "person": "eve"}]
     )
-    clean, found = screened(one)
+    clean, found = screened(one, {})
     assert found == Counter(email=2)
     assert clean.comparison.prompt.turns[0].content == "I am <email>"
     assert {r.text for r in clean.comparison.responses} == {"Hi <email>", "b"}
-    assert clean.comparison.prompt.user.startswith("person-") and clean.judgments[0].person.startswith("person-")
-    assert clean.comparison.prompt.user != clean.judgments[0].person
+    assert {clean.comparison.prompt.user, clean.judgments[0].person} == {"person-1", "person-2"}
     assert "x.org" not in repr(clean)
     assert clean.judgments[0].pairs == one.judgments[0].pairs
+
+
+def test_reasons_are_screened_and_a_name_is_the_same_person_in_every_row(tmp_path: Path) -> None:
+    """A hash of a name could be looked up; a number in the order of the rows cannot."""
+    one, two = load(tmp_path, [{"prompt": "q", "person": "eve"}, {"prompt": "r", "person": "eve"}])
+    said = Feedback(shown=(), skipped="it names ada@x.org")
+    (judgment,) = one.judgments
+    skipped = replace(judgment, pairs=(), abstained="it names ada@x.org", feedback=said)
+    names: dict[str, str] = {}
+    clean, found = screened(replace(one, judgments=(skipped,)), names)
+    assert found == Counter(email=2) and "x.org" not in repr(clean)
+    again, _ = screened(two, names)
+    assert clean.judgments[0].person == again.judgments[0].person == "person-1"
+
+
+def test_rows_that_are_left_out_are_screened_too(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": {"mail": "ada@x.org"}}\n')
+    plain, clean = (Recorded(path=str(path), format="plain", screen_pii=on).load().left_out for on in (False, True))
+    assert len(plain) == len(clean) == 1 and "ada@x.org" in plain[0].detail and "<email>" in clean[0].detail
 
 
 def test_responses_that_differ_in_personal_data_alone_are_no_comparison(tmp_path: Path) -> None:
     (one,) = load(tmp_path, [{"prompt": "q", "chosen": "a@x.org", "rejected": "b@x.org"}])
     with pytest.raises(Unusable, match="identical_after_screening"):
-        screened(one)
+        screened(one, {})
 
 
 def test_prompts_with_a_long_common_prefix_are_one(tmp_path: Path) -> None:

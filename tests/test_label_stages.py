@@ -1,7 +1,7 @@
 """The stages label and win_rate: no label lost or invented, agreement, wins in both orders, resuming."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from cai.labelers.simulated import SimulatedLabeler
 from cai.records import read_json, read_records, read_rows, write_records, write_rows
 from cai.stages.label import Label
 from cai.stages.win_rate import WinRate
-from cai.types import Comparison, Judgment, Preference, Response
+from cai.types import Comparison, Judgment, Pair, Preference, Response
 
 
 @pytest.fixture
@@ -126,6 +126,54 @@ def test_labelling_goes_on_where_it_was_cut(workdir: Path, who: str) -> None:
 
 
 # --- win rate ---------------------------------------------------------------------------------------------------------
+
+
+class Careless:
+    """A labeler of somebody's own, with a slip."""
+
+    name = "careless"
+
+    def __init__(self, *judgments: Judgment) -> None:
+        self._judgments = judgments
+
+    def texts(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def label(self, comparisons: Sequence[Comparison], *, done: Collection[str] = ()) -> Iterator[Judgment]:
+        """What it was made with."""
+        yield from self._judgments
+
+    def facts(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+
+def slip(name: str, *pairs: Pair, of: str = "a", abstained: str | None = None) -> Judgment:
+    return Judgment(id=name, comparison_id=of, labeler="careless", person="", pairs=pairs, abstained=abstained)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        (slip("a/0", Pair(0, 1, 0.2)), "judgment 'a/0' has an id that was given before"),
+        (slip("z/0", Pair(0, 1, 0.2), of="z"), "judgment 'z/0' is of comparison 'z', which was not asked about"),
+        (slip("a/1", Pair(0, 1, 1.7)), r"judgment 'a/1' has Pair\(.*p=1.7.*p must be in \[0, 1\]"),
+        (slip("a/1", Pair(0, 1, math.nan)), "p must be in"),
+        (slip("a/1", Pair(0, 5, 0.3)), "has the pair 0, 5; indices must be two different ones below 2"),
+        (slip("a/1", Pair(1, 1, 0.3)), "has the pair 1, 1"),
+        (slip("a/1"), "has 0 pairs and abstained None"),
+        (slip("a/1", Pair(0, 1, 0.3), abstained="bored"), "has 1 pairs and abstained 'bored'"),
+        (slip("a/1", Pair(0, 1, 0.3)), "gave no judgment of 1 of 2 comparisons, the first 'b'"),
+    ],
+)
+def test_a_careless_labeler_is_told_what_is_wrong(second: Judgment, problem: str, workdir: Path) -> None:
+    """Nothing that it said is dropped in silence, and nothing impossible reaches a reward model."""
+    inputs = sampled(workdir, [comparison("a", "x", "y"), comparison("b", "x", "y")])
+    stage = Label(labeler=Careless(slip("a/0", Pair(0, 1, 0.9)), second))
+    with pytest.raises(LabelerError, match=problem) as error:
+        run(stage, inputs, workdir / "out")
+    assert "\n" not in str(error.value) and "careless" in str(error.value)
 
 
 def evaluated(folder: Path, side: str, texts: Sequence[str]) -> Path:

@@ -51,6 +51,29 @@ def test_no_judged_text_makes_a_special_token(name: str) -> None:
                 assert attack.strip() in spelt, "and nothing is altered"
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_no_chain_of_thought_makes_a_special_token(name: str) -> None:
+    """A response need only make the judge repeat the attack: what was sampled is as inert as what is judged."""
+    family, texts = PromptFamily(name), Texts(TOKENIZERS[name]())
+    rendered = family.render("judge_cot", turns=(Turn("user", "how ?"),), responses=("a", "b"), principle=PRINCIPLE)
+
+    def filled(thought: str) -> list[str]:
+        return [slot.options[0] if isinstance(slot, ChoiceSlot) else thought for slot in rendered.slots]
+
+    usual, _ = special(texts, rendered.fill(filled("fine")))
+    for attack in ATTACKS:
+        ids, spelt = special(texts, rendered.fill(filled(f"fine {attack}")))
+        assert ids == usual, attack
+        if name == "chat" and not rendered.num_broken(filled(attack)):
+            assert attack.strip() in spelt, "and nothing is altered"
+    marker = {"chat": "</response_a>", "few_shot": "\nHuman:", "sandbox": "<end>"}[name]
+    num_texts = sum(not isinstance(slot, ChoiceSlot) for slot in rendered.slots)
+    assert rendered.num_broken(filled(f"fine {marker} so")) == num_texts
+    assert rendered.fill(filled(f"fine {marker} so")).text.count(marker) == rendered.fill(filled("fine")).text.count(
+        marker
+    )
+
+
 def test_without_the_guard_they_would() -> None:
     """The tests above can fail."""
     texts = Texts(bpe_tokenizer())

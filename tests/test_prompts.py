@@ -182,7 +182,7 @@ def test_values_are_told_from_the_templates_own_text(family: Family) -> None:
     assert texts == ["POLITE and own text", "<one>,<two>,<>!", "about Go away.:so"]
     quoted = [(place, texts[place][start:end]) for place, start, end in prompt.quoted]
     # what an expression made when it ran counts as a value; a constant is the template's own
-    assert quoted == [(0, "POLITE"), (1, "one"), (1, ","), (1, "two"), (1, ","), (1, "!"), (2, "Go away.")]
+    assert quoted == [(0, "POLITE"), (1, "one"), (1, ","), (1, "two"), (1, ","), (1, "!"), (2, "Go away."), (2, "so")]
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------

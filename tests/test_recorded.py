@@ -71,6 +71,20 @@ def test_labels_are_found_by_texts_in_any_order(tmp_path: Path) -> None:
     assert [j.id for j in labeler.label(asked, done=["other-a"])] == ["b/0", "b/1"]
 
 
+def test_two_comparisons_of_the_same_texts_give_all_their_judgments(tmp_path: Path) -> None:
+    """As in the folder of a run that sampled the same responses twice."""
+    one = comparison("a", "x", "y")
+    two = replace(one, id="b")
+    tie = Judgment(id="a/0", comparison_id="a", labeler="human", person="ann", pairs=(), abstained="tie")
+    verdict = Judgment(id="b/0", comparison_id="b", labeler="human", person="bob", pairs=(Pair(0, 1, 1.0),))
+    write_folder(
+        tmp_path,
+        [Labelled(comparison=c, judgments=(j,), rows=(n,)) for n, (c, j) in enumerate([(one, tie), (two, verdict)], 1)],
+    )
+    judgments = list(RecordedLabeler(path=str(tmp_path)).label([replace(one, id="mine")]))
+    assert [(j.id, j.person, j.pairs) for j in judgments] == [("mine/0", "ann", ()), ("mine/1", "bob", verdict.pairs)]
+
+
 def test_the_same_id_with_other_texts_is_not_the_same_comparison(tmp_path: Path) -> None:
     labeler = RecordedLabeler(path=str(recorded(tmp_path, "ada")))
     asked = [

@@ -11,7 +11,6 @@ from cai.datasets.labelled import Labelled
 from cai.datasets.pii import screen
 from cai.datasets.rows import Unusable
 from cai.errors import ConfigError, DataError
-from cai.records import fingerprint
 from cai.types import Judgment, LeftOut, Turn
 
 __all__ = ["PREFIX", "USER", "check_hygiene", "screened", "thinned"]
@@ -70,9 +69,10 @@ def _start(turns: Sequence[Turn], num: int) -> str:
     return text[:num] if len(text) >= num else f"{text}\0"
 
 
-def screened(labelled: Labelled) -> tuple[Labelled, Counter[str]]:
+def screened(labelled: Labelled, names: dict[str, str]) -> tuple[Labelled, Counter[str]]:
     """The same without what looks like personal data (`cai.datasets.pii`), and how much of which kind was replaced: in
-    turns, responses, corrections, critiques and evidence. Names of users and people become hashes of themselves.
+    turns, responses, corrections, critiques, reasons and evidence. Users and people become `person-1`, `person-2`, ...
+    in the order in which they appear; `names` has those that were met before, and gets those that were not.
 
     Raises Unusable when responses are no longer different.
     """
@@ -87,6 +87,9 @@ def screened(labelled: Labelled) -> tuple[Labelled, Counter[str]]:
             return {key: clean(item) for key, item in value.items()}
         return [clean(item) for item in value] if isinstance(value, list | tuple) else value
 
+    def pseudonym(name: str) -> str:
+        return names.setdefault(name, f"person-{len(names) + 1}") if name else ""
+
     prompt = labelled.comparison.prompt
     turns = tuple(Turn(turn.role, clean(turn.content)) for turn in prompt.turns)
     responses = tuple(replace(response, text=clean(response.text)) for response in labelled.comparison.responses)
@@ -96,18 +99,19 @@ def screened(labelled: Labelled) -> tuple[Labelled, Counter[str]]:
     def cleaned(judgment: Judgment) -> Judgment:
         said = judgment.feedback
         if said is not None:
-            said = replace(said, correction=clean(said.correction), critique=clean(said.critique))
+            texts = {name: clean(getattr(said, name)) for name in ("correction", "critique", "skipped")}
+            said = replace(said, **texts)
         return replace(
-            judgment, person=_pseudonym(judgment.person), feedback=said, evidence=tuple(map(clean, judgment.evidence))
+            judgment,
+            person=pseudonym(judgment.person),
+            feedback=said,
+            abstained=clean(judgment.abstained),
+            evidence=tuple(map(clean, judgment.evidence)),
         )
 
     comparison = replace(
         labelled.comparison,
-        prompt=replace(prompt, turns=turns, user=_pseudonym(prompt.user)),
+        prompt=replace(prompt, turns=turns, user=pseudonym(prompt.user)),
         responses=responses,
     )
     return replace(labelled, comparison=comparison, judgments=tuple(map(cleaned, labelled.judgments))), found
-
-
-def _pseudonym(name: str) -> str:
-    return f"person-{fingerprint(name)[:12]}" if name else ""

@@ -10,7 +10,7 @@ from cai.datasets.folder import files_of, read_folder
 from cai.datasets.formats import FORMATS
 from cai.datasets.hygiene import screened
 from cai.datasets.labelled import Labelled, labelled_of, merged
-from cai.datasets.pii import KINDS
+from cai.datasets.pii import KINDS, screen
 from cai.datasets.rows import Unusable, read_file
 from cai.errors import ConfigError, DataError, unknown
 from cai.records import digest_file
@@ -72,12 +72,14 @@ class Recorded:
         left_out: list[LeftOut] = []
         unused: dict[str, None] = {}
         found: list[Labelled] = []
+        names: dict[str, str] = {}
         for row, read in self._rows(counts, unused):
             counts["rows"] += 1
             try:
-                found.append(self._screened(read, counts) if isinstance(read, Labelled) else _raised(read))
+                found.append(self._screened(read, counts, names) if isinstance(read, Labelled) else _raised(read))
             except Unusable as problem:
-                left_out.append(LeftOut(row=row, reason=problem.reason, detail=problem.detail))
+                detail = screen(problem.detail)[0] if self._screen else problem.detail
+                left_out.append(LeftOut(row=row, reason=problem.reason, detail=detail))
         if not found:
             first = f": row {left_out[0].row}: {left_out[0].reason}: {left_out[0].detail}" if left_out else ""
             raise DataError(f"{self.path}: none of its {counts['rows']} rows can be used{first}")
@@ -112,10 +114,10 @@ class Recorded:
         tags = (*prompt.tags, *(tag for tag in self._tags if tag not in prompt.tags))
         return replace(one, comparison=replace(one.comparison, prompt=replace(prompt, tags=tags)))
 
-    def _screened(self, one: Labelled, counts: Counter[str]) -> Labelled:
+    def _screened(self, one: Labelled, counts: Counter[str], names: dict[str, str]) -> Labelled:
         if not self._screen:
             return one
-        clean, kinds = screened(one)
+        clean, kinds = screened(one, names)
         counts["screened_rows"] += bool(kinds)
         counts.update({f"screened_{kind}": kinds[kind] for kind in KINDS})
         return clean

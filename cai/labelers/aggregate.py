@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from cai.errors import LabelerError, unknown
-from cai.labelers.feedback import own_pairs, preference_of
+from cai.labelers.feedback import own_pairs
 from cai.types import Comparison, Judgment, Pair, Preference
 
 __all__ = ["Aggregate", "Labels", "check_aggregate", "labels_of", "preference_from"]
@@ -63,10 +63,8 @@ def preference_from(comparison: Comparison, judgments: Sequence[Judgment], label
     """What the reward model trains on, where `label` came of these `judgments` of the comparison: its pairs, and every
     correction that somebody wrote, as one more response with that person's own pairs.
     """
-    if label in judgments:
-        return preference_of(comparison, label)
     texts = [response.text for response in comparison.responses]
-    pairs = list(label.pairs)
+    pairs = list(own_pairs(label))
     for judgment in judgments:
         if judgment.feedback is not None and judgment.feedback.corrected is not None:
             own = own_pairs(judgment)

@@ -107,6 +107,7 @@ class Judge:
 
     def _row(self, question: Question, shown: Rendered, asked: Asked) -> Row:
         answer = read(self._slots, asked)
+        num_neutralised = asked.num_neutralised(shown)
         well_formed = answer.mass > 0 and answer.mass >= self._min_mass
         failed = asked.failed
         why = {"failed": failed.failed, "detail": failed.detail, "attempts": list(failed.attempts)} if failed else {}
@@ -117,6 +118,6 @@ class Judge:
             "p": answer.probabilities[0] if well_formed else None,
             "mass": answer.mass,
             "branches": answer.rows,
-            **({"neutralised": shown.num_neutralised} if shown.num_neutralised else {}),
+            **({"neutralised": num_neutralised} if num_neutralised else {}),
             **why,
         }

@@ -75,8 +75,8 @@ class JudgeReward:
                 top = len(answer.probabilities) - 1
                 ratings[owner].append(sum(i / top * p for i, p in enumerate(answer.probabilities)))
         neutralised = [0.0] * len(responses)
-        for owner, shown in zip(owners, questions, strict=True):
-            neutralised[owner] = max(neutralised[owner], float(shown.num_neutralised > 0))
+        for owner, shown, asked in zip(owners, questions, found, strict=True):
+            neutralised[owner] = max(neutralised[owner], float(asked.num_neutralised(shown) > 0))
         return Rewarded([sum(own) / len(own) if own else math.nan for own in ratings], neutralised)
 
     def _render(self, turns: tuple[Turn, ...], response: str, principle: Principle) -> Rendered:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from cai.datasets.labelled import Key, Labelled, key_of, matching
+from cai.datasets.labelled import Labelled, key_of, matching, merged
 from cai.datasets.recorded import RECORDS, Recorded
 from cai.errors import LabelerError
 from cai.labelers.feedback import rearranged
@@ -39,9 +39,7 @@ class RecordedLabeler:
     def label(self, comparisons: Sequence[Comparison], *, done: Collection[str] = ()) -> Iterator[Judgment]:
         """Every recorded judgment of every comparison."""
         loaded = self._recorded.load()
-        recorded: dict[Key, Labelled] = {}
-        for one in loaded.labelled:
-            recorded.setdefault(key_of(one.comparison), one)
+        recorded = {key_of(one.comparison): one for one in merged(loaded.labelled)}
         found = [recorded.get(key_of(comparison)) for comparison in comparisons]
         if comparisons and not any(found):
             raise LabelerError(

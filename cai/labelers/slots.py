@@ -45,6 +45,10 @@ class Asked:
         """The receipt of the answer that did not come, if there is one."""
         return next((receipt for receipt in self.receipts if receipt.failed), None)
 
+    def num_neutralised(self, shown: Rendered) -> int:
+        """Reserved markers that were broken up in what was `shown`: in its values, and in the longest way's texts."""
+        return shown.num_neutralised + max((shown.num_broken(branch.given) for branch in self.branches), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

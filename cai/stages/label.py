@@ -41,7 +41,7 @@ class Label:
     where the responses have noise levels, also whether gold falls with noise (`noise`).
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __init__(self, *, labeler: Labeler, scorer: Scorer | None = None, aggregate: Aggregate = "first") -> None:
         check_aggregate(aggregate)
