@@ -1,7 +1,9 @@
 """Labels by people in a run: it waits for them with a code of its own, goes on from where it was, and keeps them."""
 
+import http.client
 import os
 import re
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -180,6 +182,51 @@ def test_invitations_status_and_export(workdir: Path, capsys: pytest.CaptureFixt
     with pytest.raises(LabelsMissing, match="1 of 1 labels"):
         list(people(gold="out/gold.jsonl").label(some(1, prefix="d")))
     assert people(gold="out/gold.jsonl").texts().keys() == {"instructions", "gold"}
+
+
+def test_an_export_has_what_a_run_has(workdir: Path) -> None:
+    """No gold items, which no run labels, and the margins that its reward model is to keep."""
+    write_records(
+        Path("gold.jsonl"),
+        [Gold(comparison=c, feedback=Feedback(shown=(), ranking=((0,), (1,)))) for c in some(3, prefix="gold")],
+    )
+    labeler = people(gold="gold.jsonl", gold_share=0.9, strength=True, margins=(0.5, 1.0, 2.0))
+    with pytest.raises(LabelsMissing):
+        list(labeler.label(some(4)))
+    with closing(Project(workdir)) as project:
+        person, seen = project.person("ada"), set()
+        while screen := project.desk.next(person):
+            seen.add(screen.comparison.id)
+            project.desk.answer(person, screen.task, replace(prefer(screen.shown), strength=2), 5.0)
+    assert any(name.startswith("gold") for name in seen), "or this test says nothing"
+    assert cli.main(["label", "export", "out"]) == 0
+    judgments = read_records(Path("out/judgments.jsonl"), Judgment)
+    assert judgments == list(labeler.label(some(4))) and judgments[0].pairs[0].margin == 1.0
+    assert read_records(Path("out/comparisons.jsonl"), Comparison) == some(4)
+
+
+def test_a_server_on_the_other_loopback_address(workdir: Path) -> None:
+    """Its address can be opened as printed, nobody is warned of other machines, and links to it can be made."""
+    with closing(socket.socket(socket.AF_INET6)) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "cai", "label", "serve", "--host", "::1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = [process.stdout.readline() for _ in range(2)]
+        try:
+            assert f"http://[::1]:{port} " in printed[0] and "Nobody can sign in yet" in printed[1]
+            connection = http.client.HTTPConnection("::1", port, timeout=60)
+            connection.request("GET", "/sign-in")
+            assert connection.getresponse().status == 200
+            connection.close()
+        finally:
+            process.terminate()
+        assert process.stdout.read() == ""
+    assert cli.main(["label", "invite", "ada", "--url", f"http://[::1]:{port}"]) == 0
 
 
 @pytest.mark.parametrize(

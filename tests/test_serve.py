@@ -106,6 +106,14 @@ def test_a_session_ends_with_a_new_password_or_when_set_aside(project: Project, 
     assert account.name == "ada"
 
 
+def test_signing_out_ends_the_session_on_the_server_too(project: Project, ada: Browser) -> None:
+    kept = ada.client.cookies["cai_session"]
+    assert ada.client.post("/sign-out", data=ada.hidden("/sign-out"), follow_redirects=False).status_code == 303
+    ada.client.cookies.set("cai_session", kept, domain="127.0.0.1")
+    assert ada.get("/label") == "/sign-in"
+    assert project.browser().sign_in("ada") == "/label"
+
+
 @pytest.mark.parametrize("cookie", ["", "x", "eyJsYWJlbGVyIjogMX0.c2lnbmF0dXJl"])
 def test_forged_cookies_are_nothing(project: Project, cookie: str) -> None:
     project.person("ada")
@@ -254,6 +262,28 @@ def test_undo_brings_the_answer_back_to_the_page(project: Project, ada: Browser)
     assert 'data-draft="{&#34;critique&#34;: &#34;&#34;, &#34;verdict&#34;: &#34;b&#34;}"' in ada.page
 
 
+def test_a_late_duplicate_after_undo_is_refused_and_the_page_shown_anew(project: Project, ada: Browser) -> None:
+    sent = {**ada.hidden("/label"), "verdict": "a"}
+    assert ada.post("/label", sent).json() == {"recorded": True}
+    ada.get("/label")
+    ada.page = ada.client.post("/undo", data=ada.hidden("/undo")).text
+    late = ada.post("/label", sent)
+    assert late.status_code == 409 and "You took this answer back" in late.json()["error"] and late.json()["reload"]
+    assert ada.submit(verdict="b").json() == {"recorded": True}
+    assert ada.post("/label", sent).json() == {"recorded": False}
+
+
+def test_an_answer_to_a_batch_that_was_closed_is_refused_kindly(project: Project, ada: Browser) -> None:
+    batch = project.queue.latest()
+    assert batch is not None
+    project.queue.set_open(batch, False)
+    refused = ada.submit(verdict="a")
+    assert refused.status_code == 409 and "Nothing that you saved is lost" in refused.json()["error"]
+    assert not refused.json()["reload"], "there is no other one to show"
+    project.queue.set_open(batch, True)
+    assert ada.submit(verdict="a").json() == {"recorded": True}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -261,6 +291,7 @@ def test_undo_brings_the_answer_back_to_the_page(project: Project, ada: Browser)
         ({"verdict": "c"}, "Which response is better?"),
         ({"verdict": "a3"}, "Which response is better?"),
         ({"verdict": "a", "task": "made up"}, "The questions have changed"),
+        ({"verdict": "a", "attempt": "9" * 5000}, "The questions have changed"),
         ({"verdict": "a", "instructions": "made up"}, "The questions have changed"),
     ],
 )
@@ -306,7 +337,8 @@ def test_the_admin_page(project: Project, ada: Browser) -> None:
     fields = {"csrf": root.hidden("/admin/people")["csrf"]}
     people = {account.name: str(account.id) for account in project.accounts.all()}
     assert root.post("/admin/people", fields | {"labeler": people["root"], "active": "no"}).status_code == 409
-    assert root.post("/admin/people", fields | {"labeler": "x", "active": "no"}).status_code == 400
+    for number in ("x", "9" * 5000, "\u0663"):
+        assert root.post("/admin/people", fields | {"labeler": number, "active": "no"}).status_code == 400
     assert root.post("/admin/people", fields | {"labeler": people["ada"], "active": "no"}).status_code == 303
     assert ada.get("/label") == "/sign-in"
     root.get("/admin")

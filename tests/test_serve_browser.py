@@ -213,6 +213,33 @@ def test_a_server_that_restarts_is_waited_for(chromium: Browser, server: Server,
         assert num_answers(project) == 1
 
 
+def test_an_answer_from_before_undo_is_kept_on_the_page_that_comes(
+    chromium: Browser, server: Server, project: Project
+) -> None:
+    project.person("ada")
+    project.queue.ask([numbered(f"c{i}", 2) for i in range(2)], form(critique=True))
+    with tab(chromium, server, "ada") as page:
+        task = ready(page)
+        other = page.context.new_page()
+        other.goto(f"{server.url}/label")
+        ready(other)
+        other.keyboard.press("1")
+        other.keyboard.press("Enter")
+        after(other, task)
+        other.keyboard.press("u")
+        other.wait_for_selector("#answer input[name=attempt][value='1']", state="attached")
+        page.keyboard.press("2")
+        page.locator("#critique").fill("not to be lost")
+        page.locator("#save").click()
+        page.wait_for_selector("#answer input[name=attempt][value='1']", state="attached")
+        assert ready(page) == task and num_answers(project) == 0
+        expect(page.locator("#message")).to_contain_text("You took this answer back after it was sent")
+        assert page.is_checked("input[value=b]") and page.input_value("#critique") == "not to be lost"
+        page.locator("#save").click()
+        after(page, task)
+        assert num_answers(project) == 1
+
+
 def test_two_tabs_and_two_people_in_one_browser(chromium: Browser, server: Server, project: Project) -> None:
     project.person("ada")
     project.person("bob")

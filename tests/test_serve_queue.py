@@ -17,9 +17,10 @@ from sqlalchemy import func, select, text, update
 from worlds import comparison
 
 from cai.errors import LabelerError, StoreError
-from cai.serve.accounts import Account
+from cai.serve.accounts import Account, Throttle
 from cai.serve.desk import LEASE, Screen
 from cai.serve.form import Gold, shown_order, task_id
+from cai.serve.overview import overview
 from cai.serve.tables import Database, answers, meta, tasks, withdrawn
 from cai.types import Feedback
 
@@ -94,6 +95,46 @@ def test_the_latest_batch_comes_first_and_a_closed_one_not_at_all(project: Proje
     bob = project.person("bob")
     project.queue.ask(some(2, prefix="old"), form(overlap=1.0))
     assert [s.comparison.id for s in label_all(project, bob)] == ["old0", "old1"]
+
+
+def test_every_batch_that_waits_gets_what_it_wants(project: Project) -> None:
+    comparisons, expert = some(2), Feedback(shown=(), ranking=((0,), (1,)))
+    gold = [Gold(comparison=c, feedback=expert) for c in some(1, prefix="gold")]
+    project.queue.ask(comparisons, form(overlap=1.0), gold)
+    project.queue.ask(comparisons[::-1], form())
+    project.queue.ask([gold[0].comparison], form())  # now somebody wants it labelled too
+    for name in ("ada", "bob"):
+        seen = label_all(project, project.person(name))
+        assert [s.comparison.id for s in seen] == ["gold0", "c1", "c0"][name == "bob" :], "both are asked everything"
+    rows = {row.id: row for row in overview(project.database).batches}
+    assert [(rows[n].num_wanted, rows[n].num_missing, rows[n].num_gold) for n in sorted(rows)] == [
+        (4, 0, 1),
+        (2, 0, 0),
+        (1, 0, 1),
+    ]
+    for asked, number in ((form(overlap=1.0), 2), (form(), 2)):
+        found = project.queue.ask(comparisons, asked).answers
+        assert found is not None and [len(given) for given in found.values()] == [number] * 2
+    with project.database.read() as connection:
+        assert connection.execute(select(func.count(tasks.c.gold))).scalar_one() == 1, "the expert's answer is kept"
+
+
+def test_a_closed_batch_leaves_its_comparisons_to_the_others(project: Project) -> None:
+    project.queue.ask(some(2), form(overlap=1.0))
+    first = project.queue.latest()
+    assert first is not None
+    project.queue.ask(some(2)[:1], form())
+    second = first + 1
+    ada, bob, cem = map(project.person, ("ada", "bob", "cem"))
+    project.queue.set_open(second, False)
+    assert [s.comparison.id for s in label_all(project, ada)] == ["c0", "c1"], "the first one waits for both"
+    project.queue.set_open(first, False)
+    assert project.desk.next(bob) is None and project.desk.tally(bob).num_left == 0
+    project.queue.set_open(second, True)
+    assert project.desk.next(bob) is None, "one label was all that it wanted"
+    assert project.queue.ask(some(2), form(overlap=1.0)).num_missing == 2, "asked again it is open again"
+    assert [s.comparison.id for s in label_all(project, bob)] == ["c0", "c1"]
+    assert project.desk.next(cem) is None
 
 
 def test_texts_of_every_kind_come_back_as_they_were(project: Project) -> None:
@@ -237,7 +278,7 @@ def test_the_last_answer_can_be_taken_back_until_a_run_has_it(project: Project) 
     again = project.desk.next(ada)
     assert again is not None and (again.task, again.draft) == (second.task, prefer(second.shown))
     project.clock.now += 60
-    project.desk.answer(ada, second.task, prefer(second.shown, 1), 7.0)
+    project.desk.answer(ada, second.task, prefer(second.shown, 1), 7.0, attempt=1)
     found = project.queue.ask(comparisons, form()).answers
     assert found is not None
     (answer,) = found[second.task]
@@ -247,6 +288,42 @@ def test_the_last_answer_can_be_taken_back_until_a_run_has_it(project: Project) 
     assert project.desk.tally(ada).last is None
     with project.database.read() as connection:
         assert connection.execute(select(func.count()).select_from(withdrawn)).scalar_one() == 1, "nothing is lost"
+
+
+def test_what_was_sent_before_undo_is_not_taken_after_it(project: Project) -> None:
+    project.queue.ask(some(2), form())
+    ada = project.person("ada")
+    screen = project.desk.next(ada)
+    assert screen is not None and screen.attempt == 0
+    assert project.desk.answer(ada, screen.task, prefer(screen.shown), 1.0)
+    assert project.desk.undo(ada, screen.task)
+    with pytest.raises(LabelerError, match="You took this answer back"):
+        project.desk.answer(ada, screen.task, prefer(screen.shown), 1.0)
+    assert num_rows(project) == 0
+    again = project.desk.next(ada)
+    assert again is not None and (again.task, again.attempt) == (screen.task, 1)
+    assert project.desk.answer(ada, again.task, prefer(again.shown, 1), 1.0, attempt=1)
+    assert not project.desk.answer(ada, again.task, prefer(again.shown), 1.0), "answered before, by whatever attempt"
+
+
+def test_a_closed_batch_takes_no_answers_and_gives_none_back(project: Project) -> None:
+    project.queue.ask(some(2), form())
+    batch = project.queue.latest()
+    assert batch is not None
+    ada = project.person("ada")
+    first = project.desk.next(ada)
+    assert first is not None
+    project.desk.answer(ada, first.task, prefer(first.shown), 1.0)
+    second = project.desk.next(ada)
+    assert second is not None
+    project.queue.set_open(batch, False)
+    with pytest.raises(LabelerError, match=r"closed meanwhile.*Nothing that you saved is lost"):
+        project.desk.answer(ada, second.task, prefer(second.shown), 1.0)
+    assert project.desk.tally(ada).last is None
+    assert not project.desk.undo(ada, first.task), "it could not be given again"
+    assert not project.desk.answer(ada, first.task, prefer(first.shown), 1.0), "sent again it is still there"
+    project.queue.set_open(batch, True)
+    assert project.desk.answer(ada, second.task, prefer(second.shown), 1.0) and num_rows(project) == 2
 
 
 def test_seconds_are_held_within_the_time_that_passed(project: Project) -> None:
@@ -291,13 +368,50 @@ def test_guessing_passwords_has_to_wait(project: Project) -> None:
     assert project.accounts.sign_in("nobody", "correct horse") is None
 
 
+def test_guesses_at_once_are_counted_before_they_are_tried(project: Project) -> None:
+    project.person("ada")
+    barrier = threading.Barrier(15)
+
+    def guess(number: int) -> str:
+        barrier.wait()
+        try:
+            return str(project.accounts.sign_in("ada", f"wrong {number}"))
+        except LabelerError:
+            return "has to wait"
+
+    with ThreadPoolExecutor(15) as guessers:
+        assert Counter(guessers.map(guess, range(15))) == {"None": 5, "has to wait": 10}
+
+
+def test_made_up_names_reset_nobodys_count() -> None:
+    now = 0.0
+    throttle = Throttle(lambda: now)
+    assert [throttle.wait("ada", is_known=True) for _ in range(5)] == [0.0] * 5
+    for number in range(20_000):
+        assert throttle.wait(f"made up {number}", is_known=False) == 0.0
+    assert throttle.wait("ada", is_known=True) == 30.0
+    now = 10.0
+    assert throttle.wait("ada", is_known=True) == 20.0, "trying too early makes the wait no longer"
+    now = 30.0
+    assert throttle.wait("ada", is_known=True) == 0.0 and throttle.wait("ada", is_known=True) == 30.0, "one more try"
+    throttle.clear("ada")
+    assert throttle.wait("ada", is_known=True) == 0.0
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("3", "has schema version 3, this cai knows 2; update cai"),
+        ("1", "has schema version 1, this cai knows 2; name another file, or go on with the cai that made it"),
+    ],
+)
+def test_a_database_of_another_version_is_refused(version: str, message: str, tmp_path: Path) -> None:
     with closing(Project(tmp_path)) as project, project.database.write() as connection:
-        connection.execute(update(meta).where(meta.c.key == "schema_version").values(value="2"))
-    with pytest.raises(StoreError, match="has schema version 2, this cai knows 1; update cai"):
+        connection.execute(update(meta).where(meta.c.key == "schema_version").values(value=version))
+    with pytest.raises(StoreError, match=message):
         Database(project.where)
 
 
@@ -341,6 +455,6 @@ def test_synchronous_is_full_on_every_connection(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing(project: Project) -> None:
     project.queue.ask(some(1), form())
     with pytest.raises(ZeroDivisionError), project.database.write() as connection:
-        connection.execute(update(tasks).values(num_missing=99))
+        connection.execute(update(tasks).values(num_answers=99))
         raise ZeroDivisionError
     assert project.queue.ask(some(1), form()).num_missing == 1

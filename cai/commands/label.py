@@ -18,7 +18,7 @@ from cai.types import Comparison
 
 __all__ = ["export", "invite", "serve", "status"]
 
-_LOOPBACK: Final = ("127.0.0.1", "localhost")
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _EVERYWHERE: Final = ("0.0.0.0", "::")
 
 
@@ -64,12 +64,15 @@ def status(where: str) -> None:
 
 
 def export(where: str, output: str, *, batch: int | None, gold_of: str | None) -> None:
-    """Write what people said about one batch, the latest by default; people who were set aside do not count."""
+    """Write what people said about one batch, the latest by default, as its run has it: without gold items, and without
+    people who were set aside.
+    """
     with closing(Database(where)) as database:
         queue = Queue(database)
         number = queue.latest() if batch is None else batch
+        form = queue.form(number) if number is not None else None
         answered = queue.answered(number) if number is not None else []
-    if not answered:
+    if form is None or not answered:
         raise DataError(f"database {where!r}: nobody has answered anything of batch {number or 1}")
     folder = Path(output)
     if gold_of is not None:
@@ -84,7 +87,11 @@ def export(where: str, output: str, *, batch: int | None, gold_of: str | None) -
         write_records(folder / "gold.jsonl", gold)
         print(f"{folder / 'gold.jsonl'}: {len(gold)} comparisons of batch {number} with the answers of {gold_of}")
         return
-    judgments = [judgment for comparison, answers in answered for judgment in judgments_of(comparison, answers)]
+    judgments = [
+        judgment
+        for comparison, answers in answered
+        for judgment in judgments_of(comparison, answers, margins=form.margins)
+    ]
     write_records(folder / "comparisons.jsonl", [comparison for comparison, _ in answered])
     write_records(folder / "judgments.jsonl", judgments)
     print(f"{folder}: {len(answered)} comparisons and {len(judgments)} judgments of batch {number}")
@@ -101,15 +108,21 @@ def _address(host: str, port: int, url: str | None) -> str:
             raise ConfigError(
                 f"--url: needed with --host {host}: the address that people type, such as https://labels.example"
             )
-        return f"http://{host}:{port}"
-    if not re.fullmatch(r"https?://[\w.-]+(:\d+)?/?", url):
+        return f"http://{_in_address(host)}:{port}"
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/?", url):
         raise ConfigError(f"--url: must be http(s)://name or http(s)://name:port, got {url!r}")
     return url.rstrip("/")
 
 
 def _hosts(host: str, address: str) -> list[str]:
     """The names by which requests may call this server."""
-    return sorted({"127.0.0.1", "localhost", host, re.sub(r"https?://|:\d+$", "", address)} - set(_EVERYWHERE))
+    named = re.sub(r"https?://|:\d+$", "", address)
+    return sorted({*map(_in_address, {*_LOOPBACK, host} - set(_EVERYWHERE)), named})
+
+
+def _in_address(host: str) -> str:
+    """IPv6 addresses stand in brackets there."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -118,6 +131,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # from here on: who opens the printed address at once only waits a little
     except OSError as error:
         listener.close()
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from None

@@ -53,9 +53,9 @@ class HumanLabeler:
             gold_share=gold_share if gold else 0.0,
             min_gold=min_gold,
             min_agreement=min_agreement,
+            margins=tuple(margins),
         )
         self._gold = Path(gold) if gold else None
-        self._margins = tuple(margins)
         self._facts: dict[str, float] = {}
 
     def texts(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ class HumanLabeler:
         for comparison in comparisons:
             if comparison.id not in done:
                 yield from judgments_of(
-                    comparison, asked.answers[task_id(comparison, self._form)], margins=self._margins
+                    comparison, asked.answers[task_id(comparison, self._form)], margins=self._form.margins
                 )
 
     def facts(self) -> dict[str, float]:

@@ -17,18 +17,19 @@ from cai.errors import LabelerError
 from cai.serve.queue import recount
 from cai.serve.tables import Database, answers, labelers, read_versions, tasks
 
-__all__ = ["MIN_PASSWORD", "Account", "Accounts"]
+__all__ = ["MIN_PASSWORD", "Account", "Accounts", "Throttle"]
 
 MIN_PASSWORD: Final = 10  # characters
 MAX_PASSWORD: Final = 1000
 _INVITATION_SECONDS: Final = 7 * 24 * 3600.0
 _TRIES: Final = 5  # wrong passwords before a name has to wait
 _WAIT_SECONDS: Final = 30.0
+_MAX_MADE_UP: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A person who labels. A session belongs to an `epoch`; a new password begins another."""
+    """A person who labels. A session belongs to an `epoch`; a new password or a sign-out begins another."""
 
     id: int
     name: str
@@ -44,7 +45,10 @@ class Accounts:
         self._database = database
         self._clock = clock
         self._hasher = PasswordHasher()
-        self._throttle = _Throttle(clock)
+        self._hashing = (
+            threading.Lock()
+        )  # one at a time: each takes 64 MiB, and would take every core from those who label
+        self._throttle = Throttle(clock)
 
     def invite(self, name: str, *, is_admin: bool = False) -> str:
         """The token of a link with which `name` chooses a password, once, within a week. The person is added if new; an
@@ -76,7 +80,8 @@ class Accounts:
             raise LabelerError(
                 f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters; this one has {len(password)}."
             )
-        hashed = self._hasher.hash(password)
+        with self._hashing:
+            hashed = self._hasher.hash(password)
         mine = (labelers.c.invitation == _digest(token), labelers.c.invited_at > self._oldest())
         with self._database.write() as connection:
             found = connection.execute(select(labelers.c.id).where(*mine)).scalar()
@@ -91,21 +96,27 @@ class Accounts:
         wait after too many wrong ones.
         """
         name = name.strip()
-        wait = self._throttle.wait(name)
-        if wait > 0:
-            raise LabelerError(f"Too many wrong passwords; try again in {wait:.0f} seconds.")
         with self._database.read() as connection:
             row = connection.execute(select(labelers).where(labelers.c.name == name)).one_or_none()
+        wait = self._throttle.wait(name, is_known=row is not None)
+        if wait > 0:
+            raise LabelerError(f"Too many wrong passwords; try again in {wait:.0f} seconds.")
         stored = self._nobody if row is None or row.password is None else row.password
         try:
-            self._hasher.verify(stored, password[:MAX_PASSWORD])
+            with self._hashing:
+                self._hasher.verify(stored, password[:MAX_PASSWORD])
         except VerificationError:
-            self._throttle.failed(name)
             return None
         if row is None or row.password is None or not row.is_active:
             return None
         self._throttle.clear(name)
         return self.get(int(row.id))
+
+    def end_sessions(self, account: Account) -> None:
+        """All of this person's, in every browser."""
+        with self._database.write() as connection:
+            mine = labelers.c.id == account.id
+            connection.execute(update(labelers).where(mine).values(epoch=labelers.c.epoch + 1))
 
     def get(self, number: int) -> Account | None:
         """By id."""
@@ -163,29 +174,32 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class _Throttle:
-    """After some wrong passwords in a row a name waits; kept in memory, as a restart costs an attacker nothing less."""
+class Throttle:
+    """After some wrong passwords in a row a name waits; kept in memory, as a restart costs an attacker nothing less. Of
+    names that nobody has only the latest are kept: they fill no memory, and push out nobody's count.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures: dict[str, tuple[int, float]] = {}
+        self._known: dict[str, tuple[int, float]] = {}  # tries that were not right, or not yet, and when the last was
+        self._made_up: dict[str, tuple[int, float]] = {}
 
-    def wait(self, name: str) -> float:
-        """Seconds until the name may try again."""
+    def wait(self, name: str, *, is_known: bool) -> float:
+        """Seconds until the name may try again; where that is 0, this counts as a try from now on, so that many at once
+        are no more than many in turn.
+        """
+        tries = self._known if is_known else self._made_up
         with self._lock:
-            count, at = self._failures.get(name, (0, 0.0))
-        return max(0.0, at + _WAIT_SECONDS - self._clock()) if count >= _TRIES else 0.0
-
-    def failed(self, name: str) -> None:
-        """One more."""
-        with self._lock:
-            if len(self._failures) > 10_000:  # made-up names shall not fill the memory
-                self._failures.clear()
-            count, _ = self._failures.get(name, (0, 0.0))
-            self._failures[name] = (count + 1, self._clock())
+            count, at = tries.pop(name, (0, 0.0))
+            now = self._clock()
+            wait = max(0.0, at + _WAIT_SECONDS - now) if count >= _TRIES else 0.0
+            tries[name] = (count, at) if wait > 0 else (count + 1, now)
+            if len(self._made_up) > _MAX_MADE_UP:
+                del self._made_up[next(iter(self._made_up))]
+        return wait
 
     def clear(self, name: str) -> None:
-        """A right one."""
+        """The password was right."""
         with self._lock:
-            self._failures.pop(name, None)
+            self._known.pop(name, None)

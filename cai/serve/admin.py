@@ -1,20 +1,21 @@
 """The page of those who look after a project: the queue, the people, how well they agree, and setting people aside."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from sqlalchemy import update
 
 from cai.report.statistics import Estimate
+from cai.serve.answers import whole_number
 from cai.serve.overview import overview
+from cai.serve.queue import Queue
 from cai.serve.site import Member, Refused, fields_of_request, go, site_of
-from cai.serve.tables import batches
 
 __all__ = ["router"]
 
 router = APIRouter()
 Fields = Annotated[dict[str, str], Depends(fields_of_request)]
+_MAX_ID: Final = 2**31 - 1  # what Postgres has room for
 
 
 @router.get("/admin", response_model=None)
@@ -45,9 +46,7 @@ def batch(request: Request, fields: Fields) -> Response:
     """Close a batch, so that nobody is asked it any more, or open it again."""
     site = site_of(request)
     _admin(site.poster(request, fields))
-    with site.database.write() as connection:
-        which = batches.c.id == _number(fields, "batch")
-        connection.execute(update(batches).where(which).values(is_open=fields.get("open") == "yes"))
+    Queue(site.database).set_open(_number(fields, "batch"), fields.get("open") == "yes")
     return go("/admin")
 
 
@@ -58,10 +57,10 @@ def _admin(member: Member) -> Member:
 
 
 def _number(fields: dict[str, str], name: str) -> int:
-    value = fields.get(name, "")
-    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+    number = whole_number(fields.get(name), 0, _MAX_ID)
+    if number is None:
         raise Refused(400, "This is not a form.")
-    return int(value)
+    return number
 
 
 def _when(seconds: float | None) -> str:

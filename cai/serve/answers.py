@@ -8,7 +8,7 @@ from cai.labelers.feedback import judgment_of
 from cai.serve.form import Form
 from cai.types import Comparison, Feedback
 
-__all__ = ["LETTERS", "feedback_of", "fields_of"]
+__all__ = ["LETTERS", "feedback_of", "fields_of", "whole_number"]
 
 T = TypeVar("T")
 LETTERS: Final = "ABCDEFGHI"  # what the responses are called on the page
@@ -81,7 +81,7 @@ def _places(fields: Mapping[str, str], shown: Sequence[int]) -> tuple[tuple[int,
     """The ranking of more than two: equal places are tied, and places may be left out."""
     groups: dict[int, list[int]] = {}
     for position, index in enumerate(shown):
-        place = _number(fields.get(f"place.{position}"), len(shown))
+        place = whole_number(fields.get(f"place.{position}"), 1, len(shown))
         if place is None:
             raise LabelerError(f"Response {LETTERS[position]} has no place yet.")
         groups.setdefault(place, []).append(index)
@@ -91,7 +91,7 @@ def _places(fields: Mapping[str, str], shown: Sequence[int]) -> tuple[tuple[int,
 def _ratings(fields: Mapping[str, str], shown: Sequence[int]) -> list[int]:
     ratings = []
     for position in range(len(shown)):
-        rating = _number(fields.get(f"rating.{position}"), 7)
+        rating = whole_number(fields.get(f"rating.{position}"), 1, 7)
         if rating is None:
             raise LabelerError(f"Response {LETTERS[position]} has no rating yet.")
         ratings.append(rating)
@@ -116,14 +116,14 @@ def _correction(
     chosen = fields.get("corrected", "")
     if not chosen:
         return None, ""
-    position = _number(str(int(chosen) + 1) if chosen.isdecimal() else None, len(shown))
+    position = whole_number(chosen, 0, len(shown) - 1)
     text = _text(fields, "correction")
     if position is None or not text:
         raise LabelerError("The edited response is empty; write it, or close the editor.")
     same = [LETTERS[k] for k, index in enumerate(shown) if comparison.responses[index].text.strip() == text.strip()]
     if same:
         raise LabelerError(f"The edited text is still that of response {same[0]}; change it, or close the editor.")
-    return shown[position - 1], text
+    return shown[position], text
 
 
 def _text(fields: Mapping[str, str], name: str) -> str:
@@ -134,6 +134,8 @@ def _text(fields: Mapping[str, str], name: str) -> str:
     return text if text.strip() else ""
 
 
-def _number(value: str | None, highest: int) -> int | None:
-    """A whole number from 1 to `highest`, or None."""
-    return int(value) if value is not None and value.isdecimal() and 1 <= int(value) <= highest else None
+def whole_number(value: str | None, lowest: int, highest: int) -> int | None:
+    """A whole number from `lowest` to `highest`, 9 digits at most, or None."""
+    if value is None or not (value.isascii() and value.isdecimal() and len(value) < 10):
+        return None
+    return int(value) if lowest <= int(value) <= highest else None

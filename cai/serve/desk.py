@@ -2,12 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from cai.errors import LabelerError
 from cai.records import seed_of
 from cai.serve.accounts import Account
 from cai.serve.form import Form, shown_order
@@ -19,16 +20,20 @@ __all__ = ["Desk", "Screen", "Tally"]
 
 LEASE: Final = 1800.0  # seconds after which what is on a screen is given to somebody else too
 _RECENT: Final = 20  # answers that the pace is taken from
+_is_open = select(batches.c.is_open).select_from(tasks.join(batches))  # whether an open batch has the task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
-    """A comparison as one person is asked it. `draft` is an answer of theirs that they took back."""
+    """A comparison as one person is asked it. `attempt` is how often they took an answer to it back, and `draft` what
+    they said last.
+    """
 
     task: str
     comparison: Comparison
     form: Form
     shown: tuple[int, ...]
+    attempt: int
     draft: Feedback | None
 
 
@@ -62,25 +67,36 @@ class Desk:
             if row is None:
                 return None
             form = self._form(connection, row.batch)
-            query = select(withdrawn.c.feedback).where(withdrawn.c.task == row.id, withdrawn.c.labeler == labeler.id)
-            draft = connection.execute(query.order_by(withdrawn.c.id.desc()).limit(1)).scalar()
-        return _screen(row, form, labeler, draft)
+            undone = _undone(connection, labeler, row.id)
+        return _screen(row, form, labeler, undone)
 
     def screen(self, labeler: Account, task: str) -> Screen | None:
         """The task as this person was asked it, whether or not it is theirs now; None when there is no such task."""
         with self._database.read() as connection:
             row = connection.execute(select(tasks).where(tasks.c.id == task)).one_or_none()
-            return None if row is None else _screen(row, self._form(connection, row.batch), labeler, None)
+            return (
+                None
+                if row is None
+                else _screen(row, self._form(connection, row.batch), labeler, _undone(connection, labeler, task))
+            )
 
-    def answer(self, labeler: Account, task: str, feedback: Feedback, seconds: float) -> bool:
+    def answer(self, labeler: Account, task: str, feedback: Feedback, seconds: float, *, attempt: int = 0) -> bool:
         """Record an answer; False, and nothing is changed, when this person has answered this task before.
 
-        `seconds` is what the page measured; it is held within the time since the task was put on the screen.
+        `seconds` is what the page measured; it is held within the time since the task was put on the screen. `attempt`
+        is that of the screen. Raises LabelerError, in words for the person, when it was sent before an answer was taken
+        back, or no open batch has the task any more.
         """
         with self._database.write() as connection:
             mine = (answers.c.task == task, answers.c.labeler == labeler.id)
             if connection.execute(select(answers.c.task).where(*mine)).first() is not None:
                 return False
+            if attempt != len(_undone(connection, labeler, task)):
+                raise LabelerError("You took this answer back after it was sent; choose again.")
+            if not connection.execute(_is_open.where(tasks.c.id == task)).scalar_one():
+                raise LabelerError(
+                    "This comparison was closed meanwhile, so the answer was not taken. Nothing that you saved is lost."
+                )
             now = self._clock()
             claim = (claims.c.task == task, claims.c.labeler == labeler.id)
             shown_at = connection.execute(select(claims.c.shown_at).where(*claim)).scalar()
@@ -98,12 +114,13 @@ class Desk:
         return True
 
     def undo(self, labeler: Account, task: str) -> bool:
-        """Take back the answer to `task` and put it on the screen again; False when it is not the last answer, or a run
-        has taken it. What was said is kept among the withdrawn.
+        """Take back the answer to `task` and put it on the screen again; False when it is not the last answer, a run
+        has taken it, or its batch is closed, so that it could not be given again. What was said is kept among the
+        withdrawn.
         """
         with self._database.write() as connection:
             row = _last(connection, labeler)
-            if row is None or row.task != task or row.is_taken:
+            if row is None or row.task != task:
                 return False
             now = self._clock()
             kept = {name: getattr(row, name) for name in ("task", "labeler", "feedback", "answered_at", "seconds")}
@@ -119,14 +136,14 @@ class Desk:
             count = select(func.count()).select_from(answers).where(answers.c.labeler == labeler.id)
             recent = select(answers.c.seconds).where(answers.c.labeler == labeler.id)
             seconds = connection.execute(recent.order_by(answers.c.answered_at.desc()).limit(_RECENT)).scalars().all()
-            wanted = select(func.count()).select_from(tasks.join(batches)).where(batches.c.is_open, is_wanted)
-            mine = wanted.join(answers, answers.c.task == tasks.c.id).where(answers.c.labeler == labeler.id)
+            wanted = select(func.count()).select_from(tasks).where(is_wanted)
+            mine = wanted.join(answers).where(answers.c.labeler == labeler.id)
             last = _last(connection, labeler)
             return Tally(
                 num_answered=int(connection.execute(count).scalar_one()),
                 num_left=connection.execute(wanted).scalar_one() - connection.execute(mine).scalar_one(),
                 median_seconds=statistics.median(seconds) if seconds else None,
-                last=None if last is None or last.is_taken else str(last.task),
+                last=None if last is None else str(last.task),
             )
 
     def latest_form(self) -> Form | None:
@@ -147,7 +164,7 @@ class Desk:
         )
         order = (batches.c.id.desc(), tasks.c.position)
         mine = select(tasks).select_from(tasks.join(batches)).where(*_open_to(labeler)).order_by(*order).limit(1)
-        row = connection.execute(mine.where(is_wanted, tasks.c.num_missing > others)).one_or_none()
+        row = connection.execute(mine.where(is_wanted, tasks.c.num_wanted - tasks.c.num_answers > others)).one_or_none()
         if row is None:
             return None
         count = select(func.count()).select_from(answers).where(answers.c.labeler == labeler.id)
@@ -176,14 +193,15 @@ def _claim(connection: Connection, labeler: Account, task: str, now: float) -> N
         connection.execute(insert(claims).values(labeler=labeler.id, task=task, shown_at=now))
 
 
-def _screen(row: Any, form: Form, labeler: Account, draft: str | None) -> Screen:
+def _screen(row: Any, form: Form, labeler: Account, undone: Sequence[str]) -> Screen:
     comparison = load(Comparison, row.comparison)
     return Screen(
         task=row.id,
         comparison=comparison,
         form=form,
         shown=shown_order(row.id, labeler.name, len(comparison.responses)),
-        draft=None if draft is None else load(Feedback, draft),
+        attempt=len(undone),
+        draft=load(Feedback, undone[-1]) if undone else None,
     )
 
 
@@ -195,9 +213,19 @@ def _current(connection: Connection, labeler: Account, now: float) -> Any:
         .where(claims.c.labeler == labeler.id, *_open_to(labeler))
     )
     row = connection.execute(query).one_or_none()
-    return row if row is not None and (row.num_missing > 0 or row.shown_at > now - LEASE) else None
+    return row if row is not None and (row.num_wanted > row.num_answers or row.shown_at > now - LEASE) else None
+
+
+def _undone(connection: Connection, labeler: Account, task: str) -> Sequence[str]:
+    """What they said of it and took back, the first first."""
+    query = select(withdrawn.c.feedback).where(withdrawn.c.task == task, withdrawn.c.labeler == labeler.id)
+    return connection.execute(query.order_by(withdrawn.c.id)).scalars().all()
 
 
 def _last(connection: Connection, labeler: Account) -> Any:
+    """Their last answer, if it can be taken back."""
     query = select(answers).where(answers.c.labeler == labeler.id).order_by(answers.c.answered_at.desc()).limit(1)
-    return connection.execute(query).one_or_none()
+    row = connection.execute(query).one_or_none()
+    if row is None or row.is_taken or not connection.execute(_is_open.where(tasks.c.id == row.task)).scalar_one():
+        return None
+    return row

@@ -46,9 +46,9 @@ def sign_in(request: Request, fields: Fields) -> Response:
 
 @router.post("/sign-out", response_model=None)
 def sign_out(request: Request, fields: Fields) -> Response:
-    """End the session in this browser."""
+    """End this person's sessions, here and in their other browsers: a cookie that somebody kept is good for nothing."""
     site = site_of(request)
-    site.poster(request, fields)
+    site.accounts.end_sessions(site.poster(request, fields).account)
     response = go("/sign-in")
     site.clear_session(response)
     return response

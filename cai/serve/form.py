@@ -31,7 +31,8 @@ class Form:
     how much better (of two), `ratings` for 1 to 7 and `flags` (name: question) for yes or no per response, `correction`
     lets people edit a response, `critique` asks what is good or bad in words. `num_labels` people label a share
     `overlap` of the comparisons, one the rest. A share `gold_share` of what a person gets is gold; the admin page
-    points at people who agree with less than `min_agreement` of it, once they have answered `min_gold`.
+    points at people who agree with less than `min_agreement` of it, once they have answered `min_gold`. `margins`
+    is what the strengths are worth to the reward model (`cai.labelers.feedback.pairs_of`); nobody is asked about it.
     """
 
     instructions: str
@@ -46,6 +47,7 @@ class Form:
     gold_share: float = 0.0
     min_gold: int = 10
     min_agreement: float = 0.75
+    margins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("overlap", "gold_share", "min_agreement"):

@@ -25,7 +25,7 @@ from cai.serve.statistics import (
     shown_first_preferred,
     with_others,
 )
-from cai.serve.tables import Database, answers, batch_tasks, batches, is_wanted, labelers, tasks
+from cai.serve.tables import Database, answers, batch_tasks, batches, labelers, missing, tasks
 from cai.types import Comparison, Feedback
 
 __all__ = ["BatchRow", "Overview", "PersonRow", "lines", "overview"]
@@ -114,13 +114,12 @@ def overview(database: Database) -> Overview:
 
 def _batches(connection: Connection) -> list[BatchRow]:
     """Latest first."""
-    missing = case((is_wanted, tasks.c.num_missing), else_=0)
     query = (
         select(
             batches,
-            func.sum(case((tasks.c.num_wanted > 0, 1), else_=0)).label("num_comparisons"),
+            func.sum(case((batch_tasks.c.num_wanted > 0, 1), else_=0)).label("num_comparisons"),
             func.count(tasks.c.gold).label("num_gold"),
-            func.sum(tasks.c.num_wanted).label("num_wanted"),
+            func.sum(batch_tasks.c.num_wanted).label("num_wanted"),
             func.sum(missing).label("num_missing"),
         )
         .select_from(batches.join(batch_tasks).join(tasks, batch_tasks.c.task == tasks.c.id))

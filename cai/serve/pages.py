@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from cai.errors import LabelerError
-from cai.serve.answers import LETTERS, feedback_of, fields_of
+from cai.serve.answers import LETTERS, feedback_of, fields_of, whole_number
 from cai.serve.desk import Screen, Tally
 from cai.serve.site import Refused, fields_of_request, go, site_of
 
@@ -50,13 +50,18 @@ def answer(request: Request, fields: Fields) -> Response:
         raise Refused(409, "Somebody else has signed in here; reload the page.")
     screen = site.desk.screen(member.account, fields.get("task", ""))
     version = fields.get("instructions", "")
-    if screen is None or not site.accounts.has_read(member.account, version):
+    attempt = whole_number(fields.get("attempt"), 0, 10**6)
+    if screen is None or attempt is None or not site.accounts.has_read(member.account, version):
         raise Refused(409, "The questions have changed; reload the page.")
     try:
         feedback = feedback_of(fields, screen.form, screen.comparison, screen.shown, instructions=version)
     except LabelerError as error:
         raise Refused(422, str(error)) from None
-    recorded = site.desk.answer(member.account, screen.task, feedback, _seconds(fields.get("seconds", "")))
+    seconds = _seconds(fields.get("seconds", ""))
+    try:
+        recorded = site.desk.answer(member.account, screen.task, feedback, seconds, attempt=attempt)
+    except LabelerError as error:  # the page goes on to what is on the screen now, if anything is
+        raise Refused(409, str(error), reload=site.desk.next(member.account) is not None) from None
     return JSONResponse({"recorded": recorded})
 
 
@@ -112,6 +117,7 @@ def _shown(screen: Screen) -> dict[str, Any]:
     extras = (form.strength, form.ratings, form.flags, form.correction, form.critique)
     return {
         "task": screen.task,
+        "attempt": screen.attempt,
         "form": form,
         "turns": screen.comparison.prompt.turns,
         "responses": responses,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,7 +12,7 @@ from sqlalchemy.sql.expression import bindparam
 from cai.codec import from_json, to_json
 from cai.records import fingerprint
 from cai.serve.form import Form, Gold, task_id
-from cai.serve.tables import Database, answers, batch_tasks, batches, is_wanted, labelers, tasks, withdrawn
+from cai.serve.tables import Database, answers, batch_tasks, batches, labelers, missing, tasks, withdrawn
 from cai.types import Comparison, Feedback
 
 if TYPE_CHECKING:
@@ -65,11 +65,12 @@ class Queue:
         wanted = {task_id(c, form): form.num_wanted(c.id) for c in comparisons}
         with self._database.write() as connection:
             batch = self._batch(connection, form, wanted)
-            _upsert(connection, batch, comparisons, form, gold)
-            recount(connection, tasks.c.batch == batch)
-            missing = _missing(connection, wanted)
-            found = None if missing else _take(connection, list(wanted))
-        return Asked(num_comparisons=len(wanted), num_wanted=sum(wanted.values()), num_missing=missing, answers=found)
+            _insert(connection, batch, comparisons, form, gold)
+            _settle(connection, batch)
+            num_missing = _missing(connection, batch)
+            found = None if num_missing else _take(connection, list(wanted))
+        num_wanted = sum(wanted.values())
+        return Asked(num_comparisons=len(wanted), num_wanted=num_wanted, num_missing=num_missing, answers=found)
 
     def _batch(self, connection: Connection, form: Form, wanted: dict[str, int]) -> int:
         """The id of the batch, which is made or opened again."""
@@ -81,73 +82,100 @@ class Queue:
         row = {"digest": digest, "form": dump(form), "queued_at": self._clock(), "is_open": True}
         return int(connection.execute(insert(batches).values(row).returning(batches.c.id)).scalar_one())
 
+    def set_open(self, batch: int, is_open: bool) -> None:
+        """Close a batch, so that nobody is asked for it any more, or open it again. What other batches want stays."""
+        with self._database.write() as connection:
+            connection.execute(update(batches).where(batches.c.id == batch).values(is_open=is_open))
+            _settle(connection, batch)
+
     def latest(self) -> int | None:
         """The number of the latest batch."""
         with self._database.read() as connection:
             return connection.execute(select(func.max(batches.c.id))).scalar()
 
+    def form(self, batch: int) -> Form | None:
+        """How a batch was asked; None when there is no such batch."""
+        with self._database.read() as connection:
+            column = connection.execute(select(batches.c.form).where(batches.c.id == batch)).scalar()
+        return None if column is None else load(Form, column)
+
     def answered(self, batch: int) -> list[tuple[Comparison, list[Answer]]]:
-        """The comparisons of a batch that have answers which count, in their order, with these."""
+        """The comparisons of a batch that have answers which count, in their order, with these; no gold items, which
+        are no labels of the batch.
+        """
         with self._database.read() as connection:
             rows = connection.execute(
                 select(tasks.c.id, tasks.c.comparison)
                 .select_from(tasks.join(batch_tasks))
-                .where(batch_tasks.c.batch == batch)
-                .order_by(tasks.c.position, tasks.c.id)
+                .where(batch_tasks.c.batch == batch, batch_tasks.c.num_wanted > 0)
+                .order_by(batch_tasks.c.position, tasks.c.id)
             ).all()
             found = _answers(connection, [row.id for row in rows])
         return [(load(Comparison, row.comparison), found[row.id]) for row in rows if found[row.id]]
 
 
-def _upsert(
+def _insert(
     connection: Connection, batch: int, comparisons: Sequence[Comparison], form: Form, gold: Sequence[Gold]
 ) -> None:
-    """Insert the tasks that are new; those that are not now belong to this batch."""
+    """The tasks that are new, and what this batch wants of each; what other batches want of them stays. An expert's
+    answer replaces an earlier one.
+    """
     experts = {task_id(item.comparison, form): item for item in gold}
-    rows: dict[str, dict[str, Any]] = {}
-    for position, comparison in enumerate([*comparisons, *(item.comparison for item in experts.values())]):
-        name = task_id(comparison, form)
-        rows.setdefault(
-            name,
-            {
-                "id": name,
-                "batch": batch,
-                "position": position,
-                "num_wanted": form.num_wanted(comparison.id) if position < len(comparisons) else 0,
-                "num_missing": 0,  # recounted by the caller
-                "gold": dump(experts[name].feedback) if name in experts else None,
-                "comparison": dump(comparison),
-            },
-        )
+    texts = {task_id(c, form): c for c in (*comparisons, *(item.comparison for item in experts.values()))}
+    own = {task_id(c, form) for c in comparisons}
     known = set(connection.execute(select(tasks.c.id)).scalars())
-    if new := [row for name, row in rows.items() if name not in known]:
+    fresh = {"batch": batch, "position": 0, "num_wanted": 0, "num_answers": 0}  # settled by the caller
+    if new := [{"id": name, "comparison": dump(c), **fresh} for name, c in texts.items() if name not in known]:
         connection.execute(insert(tasks), new)
+    if marked := [{"gold_task": name, "expert": dump(item.feedback)} for name, item in experts.items()]:
+        gold_task = tasks.c.id == bindparam("gold_task")
+        connection.execute(update(tasks).where(gold_task).values(gold=bindparam("expert")), marked)
     joined = set(connection.execute(select(batch_tasks.c.task).where(batch_tasks.c.batch == batch)).scalars())
-    if fresh := [{"batch": batch, "task": name} for name in rows if name not in joined]:
-        connection.execute(insert(batch_tasks), fresh)
-    if old := [{f"new_{key}": value for key, value in row.items()} for name, row in rows.items() if name in known]:
-        changed: dict[str, Any] = {key: bindparam(f"new_{key}") for key in ("batch", "position", "num_wanted", "gold")}
-        connection.execute(update(tasks).where(tasks.c.id == bindparam("new_id")).values(changed), old)
+    rows = [
+        {"batch": batch, "task": name, "position": k, "num_wanted": form.num_wanted(c.id) if name in own else 0}
+        for k, (name, c) in enumerate(texts.items())
+        if name not in joined
+    ]
+    if rows:
+        connection.execute(insert(batch_tasks), rows)
+
+
+def _settle(connection: Connection, batch: int) -> None:
+    """Set anew what the open batches together want of the tasks of this one: the most that one of them does, asked as
+    the latest asks it.
+    """
+
+    def wanting(column: Any) -> Any:
+        query = select(column).select_from(batch_tasks.join(batches)).correlate(tasks)
+        return query.where(batch_tasks.c.task == tasks.c.id, batches.c.is_open)
+
+    def latest(column: Any) -> Any:
+        return wanting(column).order_by(batch_tasks.c.batch.desc()).limit(1).scalar_subquery()
+
+    values = {
+        "batch": func.coalesce(latest(batch_tasks.c.batch), tasks.c.batch),
+        "position": func.coalesce(latest(batch_tasks.c.position), tasks.c.position),
+        "num_wanted": func.coalesce(wanting(func.max(batch_tasks.c.num_wanted)).scalar_subquery(), 0),
+    }
+    own = select(batch_tasks.c.task).where(batch_tasks.c.batch == batch)
+    connection.execute(update(tasks).where(tasks.c.id.in_(own)).values(values))
 
 
 def recount(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Set num_missing anew: people who were set aside do not count."""
+    """Set num_answers anew: people who were set aside do not count."""
     counted = (
         select(func.count())
         .select_from(answers.join(labelers))
         .where(answers.c.task == tasks.c.id, labelers.c.is_active)
         .scalar_subquery()
     )
-    connection.execute(update(tasks).where(which).values(num_missing=tasks.c.num_wanted - counted))
+    connection.execute(update(tasks).where(which).values(num_answers=counted))
 
 
-def _missing(connection: Connection, wanted: Iterable[str]) -> int:
-    """Labels that are still to be given on these tasks."""
-    total = 0
-    for ids in chunks(list(wanted)):
-        query = select(func.coalesce(func.sum(tasks.c.num_missing), 0))
-        total += int(connection.execute(query.where(tasks.c.id.in_(ids), is_wanted)).scalar_one())
-    return total
+def _missing(connection: Connection, batch: int) -> int:
+    """Labels that this batch still waits for."""
+    query = select(func.coalesce(func.sum(missing), 0)).select_from(batch_tasks.join(tasks))
+    return int(connection.execute(query.where(batch_tasks.c.batch == batch)).scalar_one())
 
 
 def _take(connection: Connection, wanted: Sequence[str]) -> dict[str, list[Answer]]:

@@ -1,7 +1,6 @@
 """What all pages share: the parts behind them, who is asking, templates, and how a request is refused."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,8 +185,3 @@ def refusal(request: Request, error: Exception) -> Response:
     if error.status == 401:
         return go("/sign-in")
     return site.page("message", status=error.status, title="That did not work", text=error.message)
-
-
-def as_data(value: object) -> str:
-    """JSON for an attribute of the page."""
-    return json.dumps(value, ensure_ascii=False)

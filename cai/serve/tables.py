@@ -26,11 +26,11 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    case,
     create_engine,
     event,
     insert,
     inspect,
-    literal_column,
     make_url,
     select,
     text,
@@ -48,12 +48,13 @@ __all__ = [
     "is_wanted",
     "labelers",
     "meta",
+    "missing",
     "read_versions",
     "tasks",
     "withdrawn",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _BUSY_MS: Final = 30_000  # how long to wait for another process that writes
 _LOCK: Final = 0x636169  # of Postgres: any number that all writers share
 
@@ -71,7 +72,7 @@ labelers = Table(
     Column("password", Text),  # argon2; null until an invitation has been accepted
     Column("invitation", Text, unique=True),  # SHA-256 of the token in the link
     Column("invited_at", Float),
-    Column("epoch", Integer, nullable=False),  # sessions of an earlier epoch are over
+    Column("epoch", Integer, nullable=False),  # raised at sign-out too: sessions of an earlier epoch are over
 )
 
 batches = Table(  # what one run queued
@@ -88,28 +89,27 @@ tasks = Table(
     "tasks",
     _metadata,
     Column("id", Text, primary_key=True),
-    Column("batch", ForeignKey("batches.id"), nullable=False),  # the latest that wants it
-    Column("position", Integer, nullable=False),
-    Column("num_wanted", Integer, nullable=False),
-    Column("num_missing", Integer, nullable=False),  # num_wanted less the answers that count; below 0: more than wanted
+    Column("batch", ForeignKey("batches.id"), nullable=False),  # the latest open one that has it; else the latest
+    Column("position", Integer, nullable=False),  # in that batch
+    Column("num_wanted", Integer, nullable=False),  # the most that an open batch wants
+    Column("num_answers", Integer, nullable=False),  # of people who are not set aside
     Column("gold", Text),  # JSON of the expert's Feedback
     Column("comparison", Text, nullable=False),  # JSON
-    Index(
-        "tasks_wanted",
-        "batch",
-        "position",
-        sqlite_where=text("num_missing > 0"),
-        postgresql_where=text("num_missing > 0"),
-    ),
 )
-# As the index has it: with a parameter in place of the 0 the database would not see that they are the same.
-is_wanted = tasks.c.num_missing > literal_column("0")
+is_wanted = tasks.c.num_wanted > tasks.c.num_answers
+Index("tasks_wanted", tasks.c.batch, tasks.c.position, sqlite_where=is_wanted, postgresql_where=is_wanted)
 
-batch_tasks = Table(  # which batches want a task
+batch_tasks = Table(  # what each batch wants
     "batch_tasks",
     _metadata,
     Column("batch", ForeignKey("batches.id"), primary_key=True),
     Column("task", ForeignKey("tasks.id"), primary_key=True, index=True),
+    Column("position", Integer, nullable=False),
+    Column("num_wanted", Integer, nullable=False),  # labels; 0 for a gold item
+)
+# Labels that a batch still waits for on a task, in a join of the two.
+missing = case(
+    (batch_tasks.c.num_wanted > tasks.c.num_answers, batch_tasks.c.num_wanted - tasks.c.num_answers), else_=0
 )
 
 claims = Table(  # what is on whose screen
@@ -124,11 +124,12 @@ answers = Table(
     "answers",
     _metadata,
     Column("task", ForeignKey("tasks.id"), primary_key=True),
-    Column("labeler", ForeignKey("labelers.id"), primary_key=True, index=True),
+    Column("labeler", ForeignKey("labelers.id"), primary_key=True),
     Column("feedback", Text, nullable=False),  # JSON
     Column("answered_at", Float, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("is_taken", Boolean, nullable=False),  # by a run: it can no longer be undone
+    Index("answers_by_person", "labeler", "answered_at"),
 )
 
 withdrawn = Table(  # what was answered and undone
@@ -155,7 +156,7 @@ class Database:
     """Connections to one database. `where` is a file (SQLite) or a SQLAlchemy URL without a password in it.
 
     With `create` the tables are made where there are none. Raises StoreError for a URL that cannot be used, a database
-    that is not there, is none of ours, or was made by a newer version.
+    that is not there, is none of ours, or was made by another version.
     """
 
     def __init__(self, where: str, *, create: bool = False) -> None:
@@ -217,9 +218,11 @@ class Database:
             if not inspect(connection).has_table("meta"):
                 raise StoreError(f"database {self.where!r}: is no database of labels")
             found = connection.execute(select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
-        if found is None or int(found) > SCHEMA_VERSION:
+        if found != str(SCHEMA_VERSION):
+            is_older = found is not None and int(found) < SCHEMA_VERSION
+            what_to_do = "name another file, or go on with the cai that made it" if is_older else "update cai"
             raise StoreError(
-                f"database {self.where!r}: has schema version {found}, this cai knows {SCHEMA_VERSION}; update cai"
+                f"database {self.where!r}: has schema version {found}, this cai knows {SCHEMA_VERSION}; {what_to_do}"
             )
 
 

@@ -22,7 +22,7 @@ function say(text) {
 
 function keepDraft() {
   const fields = Object.fromEntries(new FormData(form));
-  for (const name of ["csrf", "labeler", "task", "instructions", "skip"]) delete fields[name];
+  for (const name of ["csrf", "labeler", "task", "attempt", "instructions", "skip"]) delete fields[name];
   sessionStorage.setItem(draftKey, JSON.stringify({ ...fields, seconds: worked() }));
 }
 
@@ -141,6 +141,11 @@ async function send() {
       if (!(await signIn(found.csrf))) return "Not saved yet. Your answer is kept on this page.";
     } else if (response.status === 403 && found.csrf && !renewed) {
       renewed = setToken(found.csrf); // signed in anew in another tab
+    } else if (found.reload) {
+      keepDraft(); // what was entered comes back with the comparison
+      sessionStorage.setItem(savedKey, found.error);
+      location.replace("/label");
+      return found.error;
     } else {
       return found.error || "That did not work; try again.";
     }
