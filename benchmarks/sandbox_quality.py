@@ -30,8 +30,9 @@ from cai.labelers.ai import AILabeler
 from cai.labelers.statistics import both_orders
 from cai.models.digest import model_digest
 from cai.progress import progress
-from cai.prompts import PromptFamily, TextSlot
+from cai.prompts import PromptFamily
 from cai.records import read_json, write_json
+from cai.rendered import TextSlot
 from cai.report.statistics import wilson
 from cai.rl.calibration import expected_calibration_error, reliability
 from cai.sandbox.grammar import Split, make_prompts

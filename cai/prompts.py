@@ -12,20 +12,20 @@ told where values stand, so that special tokens in them are plain text.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
 from cai import paths
 from cai.constitution import Principle
-from cai.engines.base import EnginePrompt
 from cai.errors import PromptError, unknown
-from cai.prompt_settings import Settings, Wording, read_settings
+from cai.prompt_settings import Wording, read_settings
 from cai.records import fingerprint
+from cai.rendered import ChoiceSlot, Rendered, Slot, TextSlot
 from cai.templates import Passage, Templates
 from cai.types import Turn
 
-__all__ = ["KINDS", "SHOWS", "ChoiceSlot", "PromptFamily", "Rendered", "Shot", "TextSlot"]
+__all__ = ["KINDS", "SHOWS", "PromptFamily", "Shot"]
 
 KINDS: Final[Mapping[str, frozenset[str]]] = {
     "critique": frozenset({"turns", "response", "principle"}),
@@ -41,24 +41,6 @@ SUFFIX: Final = ".jinja"
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceSlot:
-    """A place for one of `options`."""
-
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TextSlot:
-    """A place for sampled text, which ends before the first of the `stop` strings."""
-
-    max_new_tokens: int
-    stop: tuple[str, ...]
-
-
-Slot = ChoiceSlot | TextSlot
-
-
-@dataclass(frozen=True, slots=True)
 class Shot:
     """A worked example for a judge: `better` is the index of the response that keeps better to the principle."""
 
@@ -66,67 +48,6 @@ class Shot:
     responses: tuple[str, ...]
     principle: Principle
     better: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A rendered template: `turns` (empty without blocks), then `parts`, of which no two neighbours are both text.
-
-    `quoted` are the places of values: (place, start, end), where place is the number of the turn, or len(turns) and
-    the number of the part. `num_neutralised` counts the reserved markers that were broken up in the values. `settings`
-    say which markers are reserved: a sampled text is as inert as the values, which it may repeat.
-    """
-
-    turns: tuple[Turn, ...]
-    parts: tuple[str | ChoiceSlot | TextSlot, ...]
-    quoted: tuple[tuple[int, int, int], ...] = ()
-    num_neutralised: int = 0
-    settings: Settings = field(default=Settings({}, None), repr=False)
-
-    @property
-    def slots(self) -> tuple[ChoiceSlot | TextSlot, ...]:
-        """The slots, in order."""
-        return tuple(part for part in self.parts if not isinstance(part, str))
-
-    def prefix(self) -> EnginePrompt:
-        """Everything before the first slot."""
-        return self.fill(())
-
-    def fill(self, values: Sequence[str]) -> EnginePrompt:
-        """Everything before the next slot, once the first slots are filled with `values`; all when none is left. The
-        values of text slots are quoted, and the reserved markers in them are broken up.
-
-        PromptError when there are more values than slots, or a value is not an option of its slot.
-        """
-        slots = self.slots
-        if len(values) > len(slots):
-            raise PromptError(f"{len(values)} values for {len(slots)} slots")
-        for slot, value in zip(slots, values, strict=False):
-            if isinstance(slot, ChoiceSlot) and value not in slot.options:
-                raise PromptError(unknown("option", value, slot.options))
-        text: list[str] = []
-        starts: list[int] = []
-        waiting = list(values)
-        last = len(self.turns)
-        quoted = [place for place in self.quoted if place[0] < last]
-        for part in self.parts:
-            if not isinstance(part, str) and not waiting:
-                break
-            starts.append(sum(map(len, text)))
-            value = part if isinstance(part, str) else waiting.pop(0)
-            if isinstance(part, TextSlot):
-                value, _ = self.settings.inert(value)
-                quoted.append((last, starts[-1], starts[-1] + len(value)))
-            text.append(value)
-        for number, start, end in self.quoted:
-            if last <= number < last + len(starts):
-                quoted.append((last, starts[number - last] + start, starts[number - last] + end))
-        return EnginePrompt(turns=self.turns, text="".join(text), quoted=tuple(sorted(quoted)))
-
-    def num_broken(self, values: Sequence[str]) -> int:
-        """How many reserved markers `fill` breaks up in the sampled texts among `values`."""
-        filled = zip(self.slots, values, strict=False)
-        return sum(self.settings.inert(value)[1] for slot, value in filled if isinstance(slot, TextSlot))
 
 
 class PromptFamily:

@@ -26,7 +26,7 @@ LAYERS = (
         "cai.stages.base",
     ),
     ("cai.constitution", "cai.constitution_import", "cai.templates", "cai.datasets", "cai.rewards"),
-    ("cai.prompts", "cai.prompt_settings", "cai.serve.form", "cai.serve.tables", "cai.serve.queue"),
+    ("cai.prompts", "cai.prompt_settings", "cai.rendered", "cai.serve.form", "cai.serve.tables", "cai.serve.queue"),
     ("cai.models", "cai.sandbox"),
     ("cai.engines", "cai.rl"),
     ("cai.labelers", "cai.evaluation_sets"),

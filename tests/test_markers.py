@@ -11,7 +11,8 @@ from cai.constitution import Principle
 from cai.engines.base import EnginePrompt
 from cai.engines.texts import Texts
 from cai.models.loading import render_dialogue
-from cai.prompts import ChoiceSlot, PromptFamily, Rendered
+from cai.prompts import PromptFamily
+from cai.rendered import ChoiceSlot, Rendered
 from cai.sandbox import tokenizer as sandbox
 from cai.types import Turn
 

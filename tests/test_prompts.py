@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cai.constitution import Principle
 from cai.engines.base import EnginePrompt
 from cai.errors import PromptError
-from cai.prompts import KINDS, ChoiceSlot, PromptFamily, Rendered, TextSlot
+from cai.prompts import KINDS, PromptFamily
+from cai.rendered import ChoiceSlot, Rendered, TextSlot
 from cai.types import Turn
 
 PRINCIPLE = Principle(id="kind", axis="polite", statement="Be kind.", revision="Make it kind.")

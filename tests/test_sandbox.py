@@ -12,8 +12,9 @@ from cai import constitution
 from cai.constitution import Principle
 from cai.models.loading import encode_dialogue
 from cai.models.pretraining import build_llama
-from cai.prompts import ChoiceSlot, PromptFamily, Rendered
+from cai.prompts import PromptFamily
 from cai.records import digest_folder
+from cai.rendered import ChoiceSlot, Rendered
 from cai.sandbox import corpus, grammar, words
 from cai.sandbox.edits import corrupt, critique, leak, pick_reason, revise, spoil
 from cai.sandbox.grammar import SandboxPrompt, draw_prompt, draw_varied, harm_rule, make_prompts, num_prompts, pairs

@@ -11,8 +11,9 @@ from cai.engines.base import Engine, EngineFactory, Receipt
 from cai.errors import LabelerError
 from cai.labelers.slots import Asked, Slots, ask, read
 from cai.models.digest import model_digest
-from cai.prompts import PromptFamily, Rendered, Shot
+from cai.prompts import PromptFamily, Shot
 from cai.records import fingerprint
+from cai.rendered import Rendered
 from cai.types import Comparison, Turn
 
 __all__ = ["Judge", "Order", "Question", "Row"]

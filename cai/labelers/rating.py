@@ -9,8 +9,9 @@ from cai.engines.base import Engine, EngineFactory
 from cai.errors import LabelerError
 from cai.labelers.slots import Slots, ask, read
 from cai.models.digest import model_digest
-from cai.prompts import PromptFamily, Rendered
+from cai.prompts import PromptFamily
 from cai.records import fingerprint
+from cai.rendered import Rendered
 from cai.rewards import Rewarded
 from cai.types import Prompt, Turn
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.engines.base import Engine, EnginePrompt, Receipt, RemoteEngine, Sampling, taken_together
 from cai.progress import progress
-from cai.prompts import ChoiceSlot, Rendered, TextSlot
+from cai.rendered import ChoiceSlot, Rendered, TextSlot
 from cai.types import Provenance
 
 __all__ = ["Answer", "Asked", "Branch", "Slots", "ask", "combined", "read"]

@@ -24,8 +24,9 @@ from cai.engines.journaled import (
 )
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
-from cai.prompts import PromptFamily, Rendered, TextSlot
+from cai.prompts import PromptFamily
 from cai.records import read_records, write_json, write_records, write_rows
+from cai.rendered import Rendered, TextSlot
 from cai.scorers import Scorer
 from cai.types import Demonstration, Prompt, Response, Revision
 
