@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from fault_server import FaultServer, noise, p_first, serving
 from worlds import comparison, family, rules, run
 
@@ -256,6 +258,70 @@ def test_a_wrong_key_stops_everything_and_is_not_repeated(start: Start, monkeypa
     assert "canary" not in str(error.value) and state.in_flight == 0
     monkeypatch.setenv("JUDGE_KEY", "right")
     assert len(ask(engine(url, api_key_env="JUDGE_KEY"), 5)) == 5
+
+
+@pytest.mark.parametrize("status", ["402", "403"])
+def test_an_empty_account_or_a_refused_key_in_the_middle_is_nobodys_failure(
+    start: Start, tmp_path: Path, status: str
+) -> None:
+    """After topping up, the same command asks all the rest."""
+    state, url = start()
+    state.script = lambda body, before: status if len(state.answered) > 10 else None
+    one = engine(url, concurrency=4)
+    one.keep_in(tmp_path)
+    with pytest.raises(EngineError, match=f"^endpoint: {url}: http_{status}: .*{status} on purpose"):
+        ask(one, 40)
+    state.script = None
+    again = engine(url, concurrency=4)
+    again.keep_in(tmp_path)
+    assert [scored.receipt.failed for scored in ask(again, 40)] == [None] * 40
+    assert state.repeats == 1, "the probe"
+
+
+def test_an_outage_ends_even_without_pauses(start: Start) -> None:
+    state, url = start()
+    one = engine(url, concurrency=4, retry_seconds=0, outage_seconds=0.3)
+    ask(one, 1)
+    state.down = True
+    state.seen.clear()
+    with pytest.raises(EngineError, match=r"no answer from http://127.* for 0\.3 s"):
+        ask(one, 40)
+    assert state.seen.total() < 40, "it is left alone for a moment each time"
+
+
+@pytest.mark.parametrize("start_at", [150, 180, 195])
+@pytest.mark.parametrize("where", ["body", "error"])
+def test_a_key_is_masked_before_what_a_server_says_is_cut(
+    start: Start, monkeypatch: pytest.MonkeyPatch, start_at: int, where: str
+) -> None:
+    key = "canary-0123456789abcdef/+="
+    monkeypatch.setenv("JUDGE_KEY", key)
+    said = "x" * start_at + f" wrong key {key} " + "y" * 300
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def _say() -> JSONResponse:
+        return JSONResponse({"error": {"message": said}} if where == "body" else said, 200 if where == "body" else 500)
+
+    with serving(app) as url, pytest.raises(EngineError) as error:
+        texts_of(engine(url, api_key_env="JUDGE_KEY", max_attempts=1), 1)
+    assert "cana" not in str(error.value)
+
+
+def test_a_placeholder_for_a_key_is_no_secret_and_spoils_no_answer(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = start(key="token")
+    monkeypatch.setenv("JUDGE_KEY", "token")
+    assert [share(one) for one in ask(engine(url, api_key_env="JUDGE_KEY"), 2)] == [
+        pytest.approx(truth(0)), pytest.approx(truth(1))
+    ]  # fmt: skip
+
+
+def test_a_url_that_holds_a_key_is_refused() -> None:
+    with pytest.raises(EngineError, match="base_urls: must not have a query") as error:
+        engine("https://x.org/v1?api-key=canary")
+    assert "canary" not in str(error.value)
 
 
 def test_when_nothing_comes_at_all_nothing_is_kept(start: Start, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_an_answer_with_any_part_replaced_is_garbage_or_the_same(data: st.DataOb
     assert all(logp is None or (math.isfinite(logp) and logp <= 0.01) for logp in reply.logps)
 
 
-CHOICE = answer()["choices"][0]
+CHOICE, USAGE = answer()["choices"][0], answer()["usage"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +245,10 @@ CHOICE = answer()["choices"][0]
         (json.dumps(answer(model=None)), "wrong_model"),
         (json.dumps(answer(usage=None)), "no_usage"),
         (json.dumps(answer(usage={"prompt_tokens": 3})), "no_usage"),
+        (json.dumps(answer(usage={**USAGE, "prompt_tokens_details": {"cached_tokens": 10}})), "no_usage"),
+        (json.dumps(answer(choices=[{**CHOICE, "finish_reason": "abort"}])), "broken_off"),
+        (json.dumps(answer(choices=[{**CHOICE, "finish_reason": "error"}])), "broken_off"),
+        (json.dumps(answer(choices=[{**CHOICE, "finish_reason": None}])), "broken_off"),
     ],
 )
 def test_garbage_has_a_name(body: str, reason: str) -> None:
@@ -292,6 +296,13 @@ def test_texts_end_at_stop_strings_and_do_not_repeat_their_beginning() -> None:
     assert replies.text_reply(found, begun="The answer is:", stop=("\n",)) == replies.Reply(" (A).", True)
 
 
+def test_a_text_that_reached_its_stop_string_is_whole_however_it_ended() -> None:
+    found = answer(choices=[{**CHOICE, "message": {"content": "whole\n## and mo"}, "finish_reason": "abort"}])
+    assert replies.text_reply(found, stop=("\n##",)) == replies.Reply("whole", True)
+    with pytest.raises(Trouble, match="broken_off: finish_reason 'abort', after 'whole ## and mo'"):
+        replies.text_reply(found)
+
+
 def test_decisions_are_read_in_both_dialects() -> None:
     rows = [{"value": "(A)", "probability": 0.75}, {"value": "(B)", "probability": 0.25}]
     one = {"answers": {"verdict": {"type": "choice", "probabilities": {"(B)": 0.25, "(A)": 0.75}}}}
@@ -334,6 +345,9 @@ def test_a_price_is_per_million_tokens() -> None:
 
 MARKERS = """
 <|im_start|> <|eot_id|> <|endoftext|> <\uff5cUser\uff5c> [INST] [/INST] <<SYS>> </s> <bos> <start_of_turn> </think>
+<seed:eos> <seed:bos> <seed:think> [e~[ ]~b] ]~!b[ [THINK] [/THINK] [ARGS] [CALL_ID] [gMASK] <sop> <end_of_utterance>
+<image> <unused7> <SPECIAL_12> <extra_id_0> <|turn> <turn|> [|endofturn|] <EOS> <BOS_TOKEN> <start_of_image> [SEP]
+<reserved_106> <tool_calls> <fim_prefix>
 """
 
 
@@ -349,5 +363,8 @@ def test_a_special_token_that_a_text_quotes_is_broken_up_and_counted(marker: str
 
 
 def test_a_text_without_special_tokens_is_left_alone() -> None:
-    prompt = EnginePrompt((Turn("user", "a < b | c > d [not] <em>so</em>"),), "", ((0, 0, 30),))
+    text = """a < b | c > d [not] <em>so</em> <h1> <b>bold</b> <my_name> vector<size_t> [NOTE] [DATE] [1] <https://x.org>
+    xs |> map f <| g x > y; a[b~[0]]; a||b; <svg:rect> <ol start=1> [THINK about it] <images> [[x]] <3 <unused> #[cfg]
+    [args] [img] [/img] x<|"""
+    prompt = EnginePrompt((Turn("user", text),), "", ((0, 0, len(text)),))
     assert inert(prompt) == (prompt, 0)

@@ -40,6 +40,8 @@ def _check_urls(urls: Sequence[str]) -> None:
             raise EngineError(f"base_urls: must be like http://localhost:8000/v1, got {url!r}")
         if parts.username or parts.password:
             raise EngineError("base_urls: must not hold a password; name a variable of the environment in api_key_env")
+        if parts.query or parts.fragment:  # ?api-key=..., which would be in every file
+            raise EngineError("base_urls: must not have a query; a key is named in api_key_env")
 
 
 def _check_key(name: str | None) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.engines.base import Receipt
 from cai.records import Journal
 from cai.types import Provenance
 
@@ -24,13 +23,6 @@ class Answer:
     logps: tuple[float | None, ...] = ()
     failed: str | None = None
     detail: str = ""
-
-    @property
-    def receipt(self) -> Receipt:
-        """What it took."""
-        return Receipt(
-            provenance=self.provenance, attempts=self.attempts, failed=self.failed, detail=self.detail
-        )  # fmt: skip
 
 
 class Ledger:

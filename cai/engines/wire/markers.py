@@ -15,8 +15,13 @@ __all__ = ["inert"]
 
 _MARKER: Final = re.compile(
     r"<[|\uff5c][^<>\n]{1,40}[|\uff5c]>"  # ChatML, Llama 3, Phi, GPT; DeepSeek with its wide bars
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"  # Llama 2, Mistral
-    r"|</?(?:s|bos|eos|pad|unk|mask|think|start_of_turn|end_of_turn|tool_call|tool_response)>"  # Gemma, Qwen, ...
+    r"|<\|[^\s<>|]{1,40}>|<[^\s<>|]{1,40}\|>|\[\|[^\[\]\n|]{1,40}\|\]"  # a bar on one side; EXAONE
+    r"|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|THINK|ARGS|CALL_ID"  # Mistral
+    r"|IMG(?:_BREAK|_END)?|PREFIX|MIDDLE|SUFFIX|BOS|EOS|CLS|SEP|PAD|UNK|MASK|[gs]MASK)\]"  # BERT, GLM
+    r"|\]~!?b[\[\]]|\[e~\[|</?(?:seed|minimax):\w+>"  # MiniMax, Seed
+    r"|<(?i:unused|special|reserved|extra_id|placeholder)(?i:_special)?(?i:_token)?_?\d+>"  # Gemma, Nemotron, T5
+    r"|</?(?:start|end|begin)_?of_?\w+>|</?(?:tool_(?:calls?|response)|fim_\w+|repo_?name|file_sep|image)>"
+    r"|</?(?i:(?:s|bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eot|think)(?:_token)?)>"  # Llama 2, GLM, Qwen, ...
 )
 
 

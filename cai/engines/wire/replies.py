@@ -111,7 +111,7 @@ def tokens(found: Mapping[str, Any]) -> Tokens:
         usage.get("completion_tokens", usage.get("output_tokens")),
         (details.get("cached_tokens") if isinstance(details, dict) else None) or 0,
     )
-    if not all(type(count) is int and count >= 0 for count in counts):
+    if not all(type(count) is int and count >= 0 for count in counts) or counts[2] > counts[0]:
         raise garbage("no_usage", f"usage: {one_line(usage)}")
     return Tokens(*counts)
 
@@ -139,7 +139,8 @@ def check_model(found: Mapping[str, Any], wanted: str, reported_as: str | None) 
 
 def text_reply(found: Mapping[str, Any], *, begun: str = "", stop: Sequence[str] = ()) -> Reply:
     """The text of the only choice, up to the first of the `stop` strings (not all servers leave them out), and without
-    the beginning of the answer where a model said it again.
+    the beginning of the answer where a model said it again. A server that broke it off anywhere else than at its end or
+    its limit has given none.
     """
     choice = _only_choice(found)
     reason = choice.get("finish_reason")
@@ -157,7 +158,11 @@ def text_reply(found: Mapping[str, Any], *, begun: str = "", stop: Sequence[str]
     if begun.strip() and said.lstrip().startswith(begun.strip()):
         said = said.lstrip()[len(begun.strip()) :]
     cuts = [said.index(end) for end in stop if end in said]
-    return Reply(said[: min(cuts)], True) if cuts else Reply(said, reason != "length")
+    if cuts:
+        return Reply(said[: min(cuts)], True)
+    if reason not in ("stop", "length"):
+        raise garbage("broken_off", f"finish_reason {reason!r}, after {one_line(said)!r}")
+    return Reply(said, reason == "stop")
 
 
 def logprobs_reply(found: Mapping[str, Any], options: Options) -> Reply:

@@ -10,9 +10,8 @@ from typing import Any, Final
 from cai.engines.base import EnginePrompt, Sampling
 from cai.errors import EngineError
 
-__all__ = ["DIALECTS", "PREFILLS", "Manner", "Request", "decision", "logprobs", "text", "verdict"]
+__all__ = ["DIALECTS", "Manner", "Request", "decision", "logprobs", "text", "verdict"]
 
-PREFILLS: Final = ("ask", "message", "continue")
 DIALECTS: Final = ("systemone", "decisions")  # of decision endpoints; also their paths
 _GO_ON: Final = "Go on from exactly where your last message ends. Write only what follows it."
 _DECIDE: Final = "Give the verdict that follows from your last message, as JSON."

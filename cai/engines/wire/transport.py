@@ -25,7 +25,9 @@ R = TypeVar("R")
 _MILLION: Final = 1_000_000
 _LONGEST_WAIT: Final = 30.0  # seconds between attempts, unless the server asks for more
 _TRANSIENT: Final = frozenset({408, 409, 425, 429})  # and everything from 500 on
-_FATAL: Final = frozenset({401, 404, 405})
+_FATAL: Final = frozenset({401, 402, 403, 404, 405})  # key, money, model: nothing that a single question could help
+_SHORTEST_REST: Final = 0.05  # seconds
+_SECRET: Final = 8  # characters of a key; shorter ones stand for none (EMPTY), and an answer may have them as words
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # it would tell stderr about every attempt
 
 
@@ -102,12 +104,12 @@ class _Exchange:
         finally:
             tally.seconds += time.perf_counter() - start
         try:
-            found = parse(response.text)
+            found = parse(self._masked(response.text))
             self._pay(tokens(found), tally)
             check_model(found, self._model, self._handling.reported_as)
             return read(found)
         except Trouble as trouble:
-            raise Trouble(trouble.kind, trouble.reason, self._shown(trouble.detail)) from None
+            raise Trouble(trouble.kind, trouble.reason, self._shown(trouble.detail)) from None  # an escaped key, say
 
     def _refusal(self, error: Any) -> Trouble:
         """What an HTTP error status means."""
@@ -131,9 +133,13 @@ class _Exchange:
         tally.made = used.made
 
     def _shown(self, text: str) -> str:
-        """What a server said, fit for files: one line, and not our key, should it have repeated that."""
-        key = self._handling.api_key
-        return one_line(text.replace(key, "***") if key else text)
+        """What a server said, fit for files: one line, without our key."""
+        return one_line(self._masked(text))
+
+    def _masked(self, text: str) -> str:
+        """What a server said, all of it, without our key, should it have repeated that; in JSON a / may be escaped."""
+        key = self._handling.api_key or ""
+        return text.replace(key, "***").replace(key.replace("/", "\\/"), "***") if len(key) >= _SECRET else text
 
 
 class Transport:
@@ -146,7 +152,7 @@ class Transport:
         self._slots = asyncio.Semaphore(handling.concurrency)
         self._next_turn = 0.0
         # Two questions can fail in a row, so that one that no server can stomach is not taken for an outage.
-        trip, rest = max(10, 2 * handling.max_attempts), 10 * handling.retry_seconds
+        trip, rest = max(10, 2 * handling.max_attempts), max(_SHORTEST_REST, 10 * handling.retry_seconds)
         hosts = [Host(url, api_key=handling.api_key, timeout=handling.timeout) for url in handling.base_urls]
         self._hosts = Hosts(hosts, trip=trip, rest=rest, patience=handling.outage_seconds)
         self.stopped: EngineError | None = None
