@@ -1,15 +1,18 @@
-"""10,000 questions to a server that fails at 30 % of the requests, and kill -9 in between: is every label right?
+"""10,000 questions to a server that fails at 30 % of the requests, and kill -9 in between: is every label right, and
+every request and its cost counted?
 
     python benchmarks/endpoint_faults.py [--kills 5] [--output benchmarks/results/endpoint_faults.json]
 
 The stage label asks fault_server.py (a process of its own) for log-probabilities of verdicts, both orders of every
 comparison: once without faults, for the time that takes; once with every kind of fault; once more with faults, killed
 and started again. What each label should be is known from the text alone. Costs are at 1 USD per million tokens read
-and 4 per million made.
+and 4 per million made. What the run counted is compared with what the server did: its requests, and the cost of those
+answers that told it. A request that was under way at a kill is on the server's bill and in no count of ours (`lost`).
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -134,13 +137,34 @@ def once(rate: float, folder: Path, asked: list[Comparison], args: argparse.Name
         facts = label(url, folder, args)
         seconds = time.perf_counter() - start
         counted = stats(url)
-    cost = (counted["prompt_tokens"] * 1.0 + counted["new_tokens"] * 4.0) / 1e6
     return {
         **checked(folder, asked),
         "seconds": seconds,
         "requests": facts["num_requests"],
         "cost": facts["cost"],
-        "server": {**counted, "cost": cost},
+        "server": {**counted, **costs(counted)},
+    }
+
+
+def costs(counted: Mapping[str, Any]) -> dict[str, float]:
+    """The server's bill in USD, and the part of it that it told."""
+    return {
+        "cost": (counted["prompt_tokens"] * 1.0 + counted["new_tokens"] * 4.0) / 1e6,
+        "told_cost": (counted["told_prompt_tokens"] * 1.0 + counted["told_new_tokens"] * 4.0) / 1e6,
+    }
+
+
+def attempts(folder: Path) -> dict[str, Any]:
+    """What the journal of attempts has: all of them, those at questions (the others found out what the server can), and
+    the dearest of them.
+    """
+    rows = [row for path in (folder / "out").glob("attempts-*.journal") for row in read_rows(path)]
+    asked = [row for row in rows if row["question"]]
+    return {
+        "attempts": len(rows),
+        "attempts_at_questions": len(asked),
+        "cost_of_questions": sum(row["cost"] for row in asked),
+        "dearest": max(row["cost"] for row in rows),
     }
 
 
@@ -161,15 +185,44 @@ def killed(folder: Path, asked: list[Comparison], args: argparse.Namespace) -> d
             killed_at.append(counted["num_answered"])
             repeats.append(counted["repeats"])
         subprocess.run(command, check=True)
-        counted = stats(url)
+        counted = {**stats(url), **costs(stats(url))}
+    facts = read_json(folder / "facts.json")
     # What each start asks to find out what the server can do is no question, and the same every time.
     repeated = [after - before - 1 for before, after in pairwise([*repeats, counted["repeats"]])]
+    lost = {
+        "requests": counted["num_requests"] - facts["num_requests"],
+        "cost": counted["told_cost"] - facts["cost"],
+    }
     return {
         **checked(folder, asked),
+        **attempts(folder),
         "killed_at": killed_at,
         "repeated": repeated,
+        "requests": facts["num_requests"],
+        "cost": facts["cost"],
+        "lost": lost,
         "server": counted,
     }
+
+
+def counted_alike(run: Mapping[str, Any]) -> bool:
+    """Whether an undisturbed run counted the requests and the cost that its server did."""
+    server = run["server"]
+    return bool(run["requests"] == server["num_requests"] and math.isclose(run["cost"], server["told_cost"]))
+
+
+def counted_but_for_kills(run: Mapping[str, Any], under_way: int) -> bool:
+    """Whether a killed run counted what its server did but for requests `under_way` at kills, and whether its judgments
+    add up to all attempts at their questions.
+    """
+    lost, served = run["lost"], run["served"]
+    return bool(
+        0 <= lost["requests"] <= under_way
+        and -1e-9 <= lost["cost"] <= lost["requests"] * run["dearest"] + 1e-9
+        and run["attempts"] == run["requests"]
+        and served["num_attempts"] == run["attempts_at_questions"]
+        and math.isclose(served["cost"], run["cost_of_questions"])
+    )
 
 
 def table(title: str, rows: Mapping[str, object]) -> None:
@@ -193,7 +246,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, metavar=("URL", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        label(args.worker[0], Path(args.worker[1]), args)
+        folder = Path(args.worker[1])
+        write_json(folder / "facts.json", label(args.worker[0], folder, args))
         return
     asked = comparisons(args.questions // 2)
     with TemporaryDirectory() as work:
@@ -213,7 +267,10 @@ def main() -> None:
         ),
         "never more requests under way than allowed": faulty["server"]["peak"] <= args.concurrency,
         "never more attempts than allowed": faulty["requests"] <= args.attempts * len(asked) * 2,
-        "cost is that of the answers that came": faulty["cost"] <= faulty["server"]["cost"],
+        "requests and cost are those that the server counted": counted_alike(ideal) and counted_alike(faulty),
+        "so in spite of kills, but for requests under way then": counted_but_for_kills(
+            restarted, args.kills * args.concurrency
+        ),
         "no slower than 1.3 times as many requests, and the waits": faulty["seconds"] <= allowed,
         "restarts repeat what was under way at most": sum(restarted["repeated"]) <= args.kills * args.concurrency,
     }

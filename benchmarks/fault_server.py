@@ -31,6 +31,7 @@ FAULTS: Final = (
     "nan_logprobs", "no_logprobs", "wrong_verdict", "wrong_model", "no_usage", "400",
 )  # fmt: skip
 ABILITIES: Final = ("logprob", "systemone", "decisions", "json_schema", "samples")
+_UNTOLD: Final = ("hang", "drip", "reset", "html", "cut_json", "twice", "no_usage")  # nobody learns what these cost
 _PAGE: Final = "<html><body><h1>Checking your browser</h1></body></html>"
 Body = Mapping[str, Any]
 
@@ -69,12 +70,15 @@ class FaultServer:
         self.answered: set[str] = set()
         self.in_flight = self.peak = self.repeats = 0
         self.read = self.made = 0  # tokens of every answer that was worked out, delivered or not
+        self.told_read = self.told_made = 0  # those of them that a whole answer told of
         self.app = FastAPI()
         self.app.post("/v1/{path:path}")(self.handle)
         self.app.get("/stats")(self.stats)
 
     def stats(self) -> dict[str, Any]:
-        """What the server counted. `repeats` are requests that had been answered well before."""
+        """What the server counted. `repeats` are requests that had been answered well before; `told` tokens are those
+        of answers that said so and went out whole.
+        """
         return {
             "num_requests": self.seen.total(),
             "num_answered": len(self.answered),
@@ -82,6 +86,8 @@ class FaultServer:
             "peak": self.peak,
             "prompt_tokens": self.read,
             "new_tokens": self.made,
+            "told_prompt_tokens": self.told_read,
+            "told_new_tokens": self.told_made,
             "faults": dict(sorted(self.faults.items())),
         }
 
@@ -113,8 +119,11 @@ class FaultServer:
         answer = _answered(path, body, self.abilities)
         if isinstance(answer, Response):
             return answer
-        self.read += answer["usage"].get("prompt_tokens", answer["usage"].get("input_tokens", 0))
-        self.made += answer["usage"].get("completion_tokens", 0)
+        read = answer["usage"].get("prompt_tokens", answer["usage"].get("input_tokens", 0))
+        made = answer["usage"].get("completion_tokens", 0)
+        self.read, self.made = self.read + read, self.made + made
+        if fault not in _UNTOLD:
+            self.told_read, self.told_made = self.told_read + read, self.told_made + made
         if fault is None:
             self.answered.add(digest)
         return self._spoiled(answer, fault)

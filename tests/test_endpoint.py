@@ -185,10 +185,57 @@ def test_the_ceiling_on_spending_stops_and_a_higher_one_goes_on(start: Start, tm
     assert 0.5 <= poor.usage.cost < 0.5 + 4 * per_question
     first = state.stats()["num_answered"]
     rich = made(5.0)
-    assert rich.usage.cost == pytest.approx(poor.usage.cost, abs=per_question), "what was spent is not forgotten"
+    assert rich.usage == poor.usage, "what was spent is not forgotten, the probe's included"
     assert all(scored.receipt.failed is None for scored in ask(rich, 60))
     assert state.repeats == 1, "the probe"
     assert 20 < first < 60 and state.stats()["num_answered"] == 61
+
+
+def test_what_garbage_cost_counts_after_a_restart(start: Start, tmp_path: Path) -> None:
+    """A server that takes money for nothing, and the same command again and again: max_cost is spent once."""
+    state, url = start(script=lambda body, before: "no_choices")
+    prices = {"judge": {"input": 1000.0, "output": 0.0}}
+    for number in range(3):
+        one = engine(url, concurrency=2, prices=prices, max_cost=0.05, max_attempts=4)
+        one.keep_in(tmp_path)
+        assert number == 0 or one.usage.cost >= 0.05
+        with pytest.raises(EngineError, match=r"spent 0\.05\d\d USD of max_cost=0\.05"):
+            texts_of(one, 30)
+        assert one.usage.cost == pytest.approx(state.read / 1000)
+        assert one.usage.num_requests == state.seen.total()
+    assert state.read / 1000 < 0.05 + 2 * 0.02
+
+
+@pytest.mark.parametrize("mode", ["logprob", "sampled"])
+def test_an_answer_has_cost_what_all_attempts_at_it_did_those_before_a_stop_too(
+    start: Start, tmp_path: Path, mode: str
+) -> None:
+    state, url = start()
+    prices = {"judge": {"input": 1000.0, "output": 0.0}}
+
+    def made() -> EndpointEngine:
+        one = engine(url, concurrency=3, prices=prices, max_attempts=50, outage_seconds=0.2, mode=mode, num_samples=3)
+        one.keep_in(tmp_path)
+        return one
+
+    one = made()
+    ask(one, 1)
+    state.script = lambda body, before: "no_choices" if before < 2 else "403"
+    with pytest.raises(EngineError, match="http_403"):
+        ask(one, 10)
+    state.script = None
+    again = made()
+    assert again.usage == one.usage
+    found = ask(again, 10)
+    assert again.usage.cost == pytest.approx(state.read / 1000) and again.usage.num_requests == state.seen.total()
+    probes = [body for body in state.bodies if "case" not in str(body)]
+    assert sum(scored.receipt.provenance.num_attempts for scored in found) == state.seen.total() - len(probes)
+    assert max(len(scored.receipt.attempts) for scored in found) > 3
+    last = made()
+    assert last.usage == again.usage
+    for one_, other in zip(ask(last, 10), found, strict=True):
+        assert Counter(one_.receipt.attempts) == Counter(other.receipt.attempts)
+        assert one_.receipt.provenance.cost == pytest.approx(other.receipt.provenance.cost)
 
 
 def test_a_ceiling_needs_prices() -> None:
@@ -333,7 +380,8 @@ def test_when_nothing_comes_at_all_nothing_is_kept(start: Start, tmp_path: Path)
         texts_of(one, 5)
     with pytest.raises(EngineError, match=r"no answer to any of the first 20 questions; the first: http_400"):
         texts_of(one, 500)
-    assert state.seen.total() < 100 and not list(tmp_path.iterdir())
+    assert state.seen.total() < 100
+    assert [path.name.partition("-")[0] for path in tmp_path.iterdir()] == ["attempts"], "these were made"
     state.script = None
     assert len(texts_of(one, 5)) == 5
 
@@ -474,7 +522,7 @@ def test_answers_and_failures_that_are_there_are_not_asked_for_again(start: Star
         assert list(one_.logps) == list(other.logps) and one_.receipt == other.receipt
     assert texts_of(again, 10) == texts
     assert [body["messages"][0]["content"] for body in state.bodies] == ["A or B?"], "the probe"
-    assert again.usage.cost == one.usage.cost
+    assert again.usage.num_requests == one.usage.num_requests + 1
 
 
 def test_published_defect_labels_are_saved_only_at_the_end(start: Start, tmp_path: Path) -> None:
@@ -484,7 +532,7 @@ def test_published_defect_labels_are_saved_only_at_the_end(start: Start, tmp_pat
     one.keep_in(tmp_path)
     answers = one.score([question(n) for n in range(60)], [OPTIONS] * 60)
     given = [next(answers) for _ in range(25)]
-    (journal,) = tmp_path.iterdir()
+    (journal,) = tmp_path.glob("answers-*.journal")
     kept = len(read_rows(journal))
     assert kept >= 25
     answers.close()

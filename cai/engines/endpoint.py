@@ -119,7 +119,7 @@ class EndpointEngine:
         return self._client.abilities(chat=chat)
 
     def keep_in(self, folder: Path) -> None:
-        """See `RemoteEngine.keep_in`. What the answers there have cost counts as spent."""
+        """See `RemoteEngine.keep_in`. What the attempts there have cost counts as spent."""
         self._client.keep_in(folder)
 
     def generate(

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cai.engines.base import EnginePrompt, Usage
+from cai.engines.base import EnginePrompt
 from cai.engines.wire.ledger import Answer, Ledger
 from cai.engines.wire.markers import inert
 from cai.engines.wire.probe import Ability, find_abilities, find_ability
 from cai.engines.wire.requests import Manner
 from cai.engines.wire.session import Job, answers
-from cai.engines.wire.transport import Handling, Spending, Tally
+from cai.engines.wire.transport import Handling, Spending
 from cai.errors import EngineError
 from cai.records import fingerprint
 
@@ -21,7 +21,7 @@ class Client:
 
     def __init__(self, manner: Manner, handling: Handling, spending: Spending, mode: str) -> None:
         self.manner = manner
-        self.usage = Usage()
+        self.usage = spending.usage
         self._handling = handling
         self._spending = spending
         self._mode = mode
@@ -30,29 +30,26 @@ class Client:
 
     def keep_in(self, folder: Path) -> None:
         """See `EndpointEngine.keep_in`."""
-        path = folder / f"answers-{fingerprint(self.manner.model)[:8]}.journal"
-        if path == self._ledger.path:
+        if folder == self._ledger.folder:
             return
-        for answer in self._ledger.open(path):
-            took = answer.provenance
-            self._spending.cost += took.cost
-            self._add(took.prompt_tokens, took.new_tokens, took.cost, took.num_attempts)
+        for attempt in self._ledger.open(folder, fingerprint(self.manner.model)[:8]):
+            self._spending.add(attempt)
 
     def ask(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Answer]]:
         """See `cai.engines.wire.session.answers`."""
-        return answers(jobs, self._ledger, self._handling, self.manner.model, self._spending, self._count)
+        return answers(jobs, self._ledger, self._handling, self.manner.model, self._spending)
 
     def ability(self, *, chat: bool) -> Ability:
         """What the servers can do for prompts with turns (`chat`) or of text alone; they are asked once."""
         if chat not in self._abilities:
             self._abilities[chat] = find_ability(
-                self.manner, self._handling, self._spending, self._mode, chat=chat, count=self._count
+                self.manner, self._handling, self._spending, self._ledger, self._mode, chat=chat
             )
         return self._abilities[chat]
 
     def abilities(self, *, chat: bool) -> dict[str, Ability | None]:
         """See `EndpointEngine.abilities`."""
-        return find_abilities(self.manner, self._handling, self._spending, chat=chat, count=self._count)
+        return find_abilities(self.manner, self._handling, self._spending, self._ledger, chat=chat)
 
     def checked(self, prompts: Sequence[EnginePrompt]) -> list[EnginePrompt]:
         """The prompts with the special tokens that they quote broken up and counted. EngineError for an empty one."""
@@ -62,12 +59,3 @@ class Client:
         made = [inert(prompt) for prompt in prompts]
         self.usage.num_broken += sum(number for _, number in made)
         return [prompt for prompt, _ in made]
-
-    def _count(self, tally: Tally) -> None:
-        self._add(tally.prompt_tokens, tally.new_tokens, tally.cost, len(tally.outcomes))
-
-    def _add(self, prompt_tokens: int, new_tokens: int, cost: float, num_requests: int) -> None:
-        self.usage.prompt_tokens += prompt_tokens
-        self.usage.new_tokens += new_tokens
-        self.usage.cost += cost
-        self.usage.num_requests += num_requests

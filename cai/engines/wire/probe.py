@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 from cai.engines.base import EnginePrompt, Sampling
 from cai.engines.wire import requests
+from cai.engines.wire.ledger import Attempt, Ledger
 from cai.engines.wire.options import Options
 from cai.engines.wire.replies import Kind, Trouble, decision_reply, positions, text_reply
 from cai.engines.wire.requests import DIALECTS, Manner, Request
@@ -39,7 +40,7 @@ class Ability:
 
 
 def find_ability(
-    manner: Manner, handling: Handling, spending: Spending, wanted: str, *, chat: bool, count: Callable[[Tally], object]
+    manner: Manner, handling: Handling, spending: Spending, ledger: Ledger, wanted: str, *, chat: bool
 ) -> Ability:
     """What all of the servers do for prompts with turns (`chat`) or of text alone, in the mode `wanted` (auto: the best
     they can).
@@ -47,7 +48,7 @@ def find_ability(
     Raises EngineError when a server cannot, and when servers differ.
     """
     found = {
-        url: asyncio.run(_probed(manner, replace(handling, base_urls=(url,)), spending, wanted, chat, count))
+        url: asyncio.run(_probed(manner, replace(handling, base_urls=(url,)), spending, ledger, wanted, chat))
         for url in handling.base_urls
     }
     first, *rest = found.items()
@@ -58,26 +59,24 @@ def find_ability(
 
 
 def find_abilities(
-    manner: Manner, handling: Handling, spending: Spending, *, chat: bool, count: Callable[[Tally], object]
+    manner: Manner, handling: Handling, spending: Spending, ledger: Ledger, *, chat: bool
 ) -> dict[str, Ability | None]:
     """What the first of the servers does in every mode; None where it cannot."""
 
     async def look() -> dict[str, Ability | None]:
-        transport = Transport(handling, manner.model, spending)
-        probe = _Probe(transport, manner, chat, count)
+        probe = _Probe(manner, handling, spending, ledger, chat)
         try:
             return {mode: await probe.look_for(mode) for mode in MODES}
         finally:
-            await transport.close()
+            await probe.close()
 
     return asyncio.run(look())
 
 
 async def _probed(
-    manner: Manner, handling: Handling, spending: Spending, wanted: str, chat: bool, count: Callable[[Tally], object]
+    manner: Manner, handling: Handling, spending: Spending, ledger: Ledger, wanted: str, chat: bool
 ) -> Ability:
-    transport = Transport(handling, manner.model, spending)
-    probe = _Probe(transport, manner, chat, count)
+    probe = _Probe(manner, handling, spending, ledger, chat)
     url = handling.base_urls[0]
     try:
         for mode in MODES if wanted == "auto" else (wanted,):
@@ -91,7 +90,7 @@ async def _probed(
             raise EngineError(f"endpoint: {url}: {error}") from None
         raise
     finally:
-        await transport.close()
+        await probe.close()
 
 
 _CANNOT: Final[Mapping[str, str]] = {
@@ -105,12 +104,16 @@ _CANNOT: Final[Mapping[str, str]] = {
 class _Probe:
     """Small questions to one server."""
 
-    def __init__(self, transport: Transport, manner: Manner, chat: bool, count: Callable[[Tally], object]) -> None:
-        self._transport = transport
+    def __init__(self, manner: Manner, handling: Handling, spending: Spending, ledger: Ledger, chat: bool) -> None:
+        self._transport = Transport(handling, manner.model, spending, self._keep)
         self._manner = manner
+        self._ledger = ledger
         self._chat = chat
-        self._count = count
         self.refusals: list[str] = []
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
 
     async def look_for(self, mode: str) -> Ability | None:
         """The ability to answer in this mode, if the server has it."""
@@ -177,20 +180,22 @@ class _Probe:
     async def _ask(self, request: Request, read: Callable[[dict[str, Any]], T]) -> T | None:
         """The answer; None where the server refuses the request as such. EngineError when it does not answer at all."""
         tally = Tally()
+
+        async def keep(value: T) -> T:
+            await self._keep(tally.attempts[-1])
+            return value
+
         try:
-            return await self._transport.fetch(request, read, tally, _same)
+            return await self._transport.fetch(request, read, tally, keep)
         except Trouble as trouble:
             refused = (Kind.PERMANENT, Kind.FATAL, Kind.GARBAGE) if request.optional else (Kind.PERMANENT,)
             if trouble.kind not in refused:
                 raise EngineError(f"cannot be probed: {trouble}") from None
             self.refusals.append(str(trouble))
             return None
-        finally:
-            self._count(tally)
 
-
-async def _same(value: T) -> T:
-    return value
+    async def _keep(self, attempt: Attempt) -> None:
+        self._ledger.add([attempt])
 
 
 def _num_top(found: dict[str, Any]) -> int:

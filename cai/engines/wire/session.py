@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cai.engines.wire.ledger import Answer, Ledger
+from cai.engines.wire.ledger import Answer, Attempt, Ledger
 from cai.engines.wire.replies import Reply, Trouble
 from cai.engines.wire.requests import Request
 from cai.engines.wire.transport import Handling, Spending, Tally, Transport
@@ -37,17 +37,15 @@ def job_id(request: Request, key: object) -> str:
 
 
 def answers(
-    jobs: Iterable[Job], ledger: Ledger, handling: Handling, model: str, spending: Spending,
-    count: Callable[[Tally], object],
-) -> Iterator[tuple[Job, Answer]]:  # fmt: skip
+    jobs: Iterable[Job], ledger: Ledger, handling: Handling, model: str, spending: Spending
+) -> Iterator[tuple[Job, Answer]]:
     """Every job with its answer, as they come: at once where the ledger has it, and kept there before it is given out.
 
-    `count` gets what each question took. When asking on makes no sense, what is under way is finished and kept first;
-    then EngineError is raised.
+    When asking on makes no sense, what is under way is finished and kept first; then EngineError is raised.
     """
     ledger.begin()
     loop = asyncio.new_event_loop()
-    session = _Session(iter(jobs), ledger, handling, model, spending, count)
+    session = _Session(iter(jobs), ledger, handling, model, spending)
     main = loop.create_task(session.work())
     try:
         while batch := loop.run_until_complete(session.next(main)):
@@ -63,18 +61,14 @@ def answers(
 class _Session:
     """The workers of one call of `answers`."""
 
-    def __init__(
-        self, jobs: Iterator[Job], ledger: Ledger, handling: Handling, model: str, spending: Spending,
-        count: Callable[[Tally], object],
-    ) -> None:  # fmt: skip
+    def __init__(self, jobs: Iterator[Job], ledger: Ledger, handling: Handling, model: str, spending: Spending) -> None:
         self._jobs = jobs
         self._ledger = ledger
         self._handling = handling
         self._model = model
         self._spending = spending
-        self._count = count
         self._done: list[tuple[Job, Answer]] = []
-        self._unwritten: list[tuple[Answer, asyncio.Future[None]]] = []
+        self._unwritten: list[tuple[tuple[Answer | Attempt, ...], asyncio.Future[None]]] = []
         self._news = asyncio.Event()
         self._arrived = asyncio.Event()
         self._num_failed = 0
@@ -94,7 +88,7 @@ class _Session:
 
     async def work(self) -> None:
         """Run the workers until no job is left, or asking on makes no sense."""
-        transport = Transport(self._handling, self._model, self._spending)
+        transport = Transport(self._handling, self._model, self._spending, self._keep)
         writer = asyncio.ensure_future(self._write())
         workers = [asyncio.ensure_future(self._worker(transport)) for _ in range(_WAITING * self._handling.concurrency)]
         try:
@@ -119,11 +113,11 @@ class _Session:
 
     async def _ask(self, job: Job, transport: Transport) -> Answer | None:
         """The answer to one question, kept; None when everything stops."""
-        tally = Tally()
+        tally = Tally(job.id, self._ledger.begun(job.id))
 
         async def keep(reply: Reply) -> Answer:
             answer = _answer(job, tally, reply)
-            await self._keep(answer)
+            await self._keep(tally.attempts[-1], answer)
             return answer
 
         try:
@@ -139,25 +133,23 @@ class _Session:
             failed = replace(_answer(job, tally, Reply()), failed=trouble.reason, detail=trouble.detail)
             await self._keep(failed)
             return failed
-        finally:
-            self._count(tally)
 
-    async def _keep(self, answer: Answer) -> None:
-        """Returns when the answer is on the disk."""
+    async def _keep(self, *records: Answer | Attempt) -> None:
+        """Returns when the records are on the disk."""
         written = asyncio.get_running_loop().create_future()
-        self._unwritten.append((answer, written))
+        self._unwritten.append((records, written))
         self._arrived.set()
         await written
 
     async def _write(self) -> None:
-        """One write for all the answers that came while the one before was under way."""
+        """One write for everything that came while the one before was under way."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             batch, self._unwritten = self._unwritten, []
             problem: Exception | None = None
             try:
-                await asyncio.to_thread(self._ledger.add, [answer for answer, _ in batch])
+                await asyncio.to_thread(self._ledger.add, [record for records, _ in batch for record in records])
             except Exception as error:
                 problem = error
             for _, written in batch:
@@ -175,16 +167,16 @@ def _answer(job: Job, tally: Tally, reply: Reply) -> Answer:
         id=job.id,
         provenance=Provenance(
             labeled_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            seconds=round(tally.seconds, 3),
-            prompt_tokens=tally.prompt_tokens,
-            new_tokens=tally.new_tokens,
-            cost=tally.cost,
-            num_attempts=len(tally.outcomes),
+            seconds=round(sum(attempt.seconds for attempt in tally.attempts), 3),
+            prompt_tokens=sum(attempt.prompt_tokens for attempt in tally.attempts),
+            new_tokens=sum(attempt.new_tokens for attempt in tally.attempts),
+            cost=sum(attempt.cost for attempt in tally.attempts),
+            num_attempts=len(tally.attempts),
             mode=job.mode,
         ),
-        attempts=tuple(tally.outcomes),
+        attempts=tuple(attempt.outcome for attempt in tally.attempts),
         text=reply.text,
         finished=reply.finished,
-        num_tokens=tally.made,
+        num_tokens=tally.attempts[-1].new_tokens,
         logps=reply.logps,
     )

@@ -13,7 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from cai.engines.base import Usage
 from cai.engines.wire.hosts import Host, Hosts, Outage
+from cai.engines.wire.ledger import Attempt
 from cai.engines.wire.replies import Kind, Tokens, Trouble, check_model, one_line, parse, tokens
 from cai.engines.wire.requests import Request
 from cai.errors import EngineError
@@ -48,11 +50,11 @@ class Handling:
 
 @dataclass(slots=True)
 class Spending:
-    """Dollars spent so far, by the prices per million tokens (`input`, `output` and, where it differs, `cached`)."""
+    """What was spent so far, by the prices per million tokens (`input`, `output` and, where it differs, `cached`)."""
 
     prices: Mapping[str, float]
     max_cost: float | None
-    cost: float = 0.0
+    usage: Usage = field(default_factory=Usage)
 
     def price(self, used: Tokens) -> float:
         """USD for these tokens."""
@@ -62,17 +64,20 @@ class Spending:
         read = (used.read - used.cached) * self.prices["input"] + used.cached * cached
         return (read + used.made * self.prices["output"]) / _MILLION
 
+    def add(self, attempt: Attempt) -> None:
+        """Count an attempt."""
+        self.usage.num_requests += 1
+        self.usage.prompt_tokens += attempt.prompt_tokens
+        self.usage.new_tokens += attempt.new_tokens
+        self.usage.cost += attempt.cost
+
 
 @dataclass(slots=True)
 class Tally:
-    """What one question has taken so far, over its attempts. `made` are the tokens of the last answer alone."""
+    """The attempts at one question (its id, see `Attempt`) so far, and which server the last one went to."""
 
-    outcomes: list[str] = field(default_factory=list)
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    made: int = 0
-    cost: float = 0.0
-    seconds: float = 0.0
+    question: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
     host: Host | None = None
 
 
@@ -84,8 +89,8 @@ class _Exchange:
         self._model = model
         self._spending = spending
 
-    async def send(self, host: Host, request: Request, read: Callable[[dict[str, Any]], T], tally: Tally) -> T:
-        """POST and read. Everything that can go wrong becomes Trouble."""
+    async def send(self, host: Host, request: Request, read: Callable[[dict[str, Any]], T], attempt: Attempt) -> T:
+        """POST and read. Everything that can go wrong becomes Trouble; `attempt` gets what it took."""
         import httpx2
         import openai
 
@@ -102,10 +107,12 @@ class _Exchange:
             cause = error.__cause__ or error
             raise Trouble(Kind.TRANSIENT, "connection", self._shown(f"{type(cause).__name__}: {cause}")) from None
         finally:
-            tally.seconds += time.perf_counter() - start
+            attempt.seconds = time.perf_counter() - start
         try:
             found = parse(self._masked(response.text))
-            self._pay(tokens(found), tally)
+            used = tokens(found)
+            attempt.prompt_tokens, attempt.new_tokens = used.read, used.made
+            attempt.cost = self._spending.price(used)
             check_model(found, self._model, self._handling.reported_as)
             return read(found)
         except Trouble as trouble:
@@ -124,14 +131,6 @@ class _Exchange:
             return Trouble(Kind.FATAL, f"http_{status}", detail)
         return Trouble(kind, f"http_{status}", self._shown(error.response.text or error.message), retry_after)
 
-    def _pay(self, used: Tokens, tally: Tally) -> None:
-        cost = self._spending.price(used)
-        self._spending.cost += cost
-        tally.cost += cost
-        tally.prompt_tokens += used.read
-        tally.new_tokens += used.made
-        tally.made = used.made
-
     def _shown(self, text: str) -> str:
         """What a server said, fit for files: one line, without our key."""
         return one_line(self._masked(text))
@@ -143,9 +142,14 @@ class _Exchange:
 
 
 class Transport:
-    """Sends requests to the least busy of several servers, for one event loop. `close` it in the end."""
+    """Sends requests to the least busy of several servers, for one event loop. `close` it in the end. `keep` stores an
+    attempt that brought no answer; the last attempt of the tally that did bring one is stored with it.
+    """
 
-    def __init__(self, handling: Handling, model: str, spending: Spending) -> None:
+    def __init__(
+        self, handling: Handling, model: str, spending: Spending, keep: Callable[[Attempt], Awaitable[None]]
+    ) -> None:
+        self._keep = keep
         self._handling = handling
         self._spending = spending
         self._exchange = _Exchange(handling, model, spending)
@@ -188,12 +192,15 @@ class Transport:
                 host = await self._hosts.take(tally.host, self._check)
             except Outage as outage:
                 raise self.stop(f"{outage}; every answer so far is kept, and the same command goes on") from None
+            attempt = Attempt(question=tally.question, outcome="ok")
             try:
                 await self._turn()
                 self._check()
-                found = await self._exchange.send(host, request, read, tally)
+                found = await self._exchange.send(host, request, read, attempt)
             except Trouble as trouble:
-                tally.outcomes.append(trouble.reason)
+                attempt.outcome = trouble.reason
+                self._count(attempt, tally)
+                await self._keep(attempt)
                 if trouble.kind is Kind.FATAL and not request.optional:
                     raise self.stop(f"{host.url}: {trouble}") from None
                 if trouble.kind is not Kind.TRANSIENT:
@@ -205,8 +212,12 @@ class Transport:
                 tally.host = host
                 host.in_flight -= 1
             self._hosts.works(host)
-            tally.outcomes.append("ok")
+            self._count(attempt, tally)
             return found
+
+    def _count(self, attempt: Attempt, tally: Tally) -> None:
+        tally.attempts.append(attempt)
+        self._spending.add(attempt)
 
     async def _turn(self) -> None:
         """Wait for this request's place in the minute."""
@@ -221,10 +232,10 @@ class Transport:
         """Raise what stops everything."""
         if self.stopped is not None:
             raise self.stopped
-        limit = self._spending.max_cost
-        if limit is not None and self._spending.cost >= limit:
+        limit, spent = self._spending.max_cost, self._spending.usage.cost
+        if limit is not None and spent >= limit:
             raise self.stop(
-                f"spent {self._spending.cost:.4f} USD of max_cost={limit:g}; every answer is kept, and with a higher "
+                f"spent {spent:.4f} USD of max_cost={limit:g}; every answer is kept, and with a higher "
                 "max_cost the same command goes on"
             )
 
