@@ -58,6 +58,7 @@ def install() -> None:
     call([*pip, *(["--extra-index-url", index] if index else []), "torch"])
     call([*pip, "-e", f"{ROOT}[dev]"])
     STAMP.write_text(wanted)
+    print(f"bootstrap: installed; `source {BIN.relative_to(ROOT)}/activate` puts `cai` on the PATH", file=sys.stderr)
 
 
 def call(command: list[str]) -> None:

@@ -4,7 +4,7 @@
 
 `shipped` is constitutions/sandbox.yaml; `+ polite` adds two politeness principles to it; `- harmless` takes its
 harmlessness principles out. Each is `cai run constitution=FILE steps=[...]` up to the evaluation of SL-CAI on held-out
-prompts; intervals are bootstrapped over seeds and prompts.
+prompts; intervals are over seeds and prompts, as in the report.
 """
 
 import argparse
@@ -84,7 +84,18 @@ def main() -> None:
         print(f"| {model} | {' | '.join(cells)} |")
     if args.output:
         found = {
-            model: {c: {"value": e.value, "low": e.low, "high": e.high, "num": e.num} for c, e in row.items() if e}
+            model: {
+                c: {
+                    "value": e.value,
+                    "low": e.low,
+                    "high": e.high,
+                    "num": e.num,
+                    "method": e.method,
+                    "per_seed": dict(e.per_seed),
+                }
+                for c, e in row.items()
+                if e
+            }
             for model, row in figures.items()
         }
         write_json(args.output, {"seeds": seeds, "figures": found})
