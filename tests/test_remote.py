@@ -14,6 +14,7 @@ from cai.engines.base import EnginePrompt, Generation, Receipt, RemoteEngine, Sa
 from cai.errors import ConfigError
 from cai.labelers.journaled import label_journaled
 from cai.labelers.rating import JudgeReward
+from cai.labelers.statistics import served
 from cai.models.digest import model_digest
 from cai.records import read_json, read_records, read_rows, write_records
 from cai.stages.evaluate import Evaluate
@@ -105,6 +106,17 @@ def test_an_answer_that_two_questions_share_is_paid_once(workdir: Path) -> None:
     (judgment,) = ai_labeler(workdir, ServerEngine(), template="judge").label([comparison("c", "x", "x")])
     assert judgment.pairs[0].p == 0.5
     assert judgment.provenance is not None and judgment.provenance.num_attempts == 14
+
+
+def test_judgments_that_share_answers_cost_together_what_these_cost(workdir: Path) -> None:
+    twins = [replace(comparison("c", "good", "bad", tags=("red_team",)), id=name) for name in ("c1", "c2", "c3")]
+    engine = ServerEngine(lambda text: "timeout" if "one bad" in text else None)
+    judgments = list(ai_labeler(workdir, engine, num_principles=1).label(twins))
+    asked = sum(len(call) for call in engine.scored)
+    counts = served(judgments)
+    assert counts is not None and counts["num_attempts"] == 2 * asked and counts["cost"] == pytest.approx(0.01 * asked)
+    assert {judgment.abstained for judgment in judgments} == {"failed:timeout"}, "an answer that is shared says why"
+    assert [judgment.provenance is None for judgment in judgments] == [False] * 3
 
 
 @pytest.mark.parametrize("template", ["judge", "judge_cot"])

@@ -8,7 +8,7 @@ choice, verdict-then-choice and chain of thought are templates, not code paths.
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cai.engines.base import Engine, EnginePrompt, Receipt, RemoteEngine, Sampling, taken_together
@@ -101,6 +101,7 @@ def ask(
         logps, receipt = scores[request]
         found[number].branches.append(Branch(given, logps))
         found[number].receipts += [receipt] if receipt else []
+        scores[request] = logps, _shared(receipt)  # the first question that it answers pays for it
     return found
 
 
@@ -117,6 +118,14 @@ def _scored(
             answers[scored.index] = tuple(map(float, scored.logps)), scored.receipt
             bar.advance()
     return [answers[index] for index in range(len(requests))]
+
+
+def _shared(receipt: Receipt | None) -> Receipt | None:
+    """The receipt for the other questions that the same answer is for: it took nothing more."""
+    if receipt is None:
+        return None
+    nothing = replace(receipt.provenance, seconds=0.0, prompt_tokens=0, new_tokens=0, cost=0.0, num_attempts=0)
+    return replace(receipt, provenance=nothing)
 
 
 def read(slots: Slots, asked: Asked) -> Answer:
@@ -161,6 +170,6 @@ def _normalised(logps: Sequence[float]) -> tuple[float, list[float]]:
 
 
 def combined(receipts: Iterable[Receipt]) -> Provenance | None:
-    """What these answers took together, of which several questions may share one; None without receipts."""
-    distinct = {id(receipt): receipt.provenance for receipt in receipts}
-    return taken_together(list(distinct.values())) if distinct else None
+    """What these answers took together; None without receipts."""
+    parts = [receipt.provenance for receipt in receipts]
+    return taken_together(parts) if parts else None
