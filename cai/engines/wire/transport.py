@@ -29,7 +29,7 @@ _LONGEST_WAIT: Final = 30.0  # seconds between attempts, unless the server asks 
 _TRANSIENT: Final = frozenset({408, 409, 425, 429})  # and everything from 500 on
 _FATAL: Final = frozenset({401, 402, 403, 404, 405})  # key, money, model: nothing that a single question could help
 _SHORTEST_REST: Final = 0.05  # seconds
-_SECRET: Final = 8  # characters of a key; shorter ones stand for none (EMPTY), and an answer may have them as words
+_SECRET: Final = 8  # characters of a key; shorter ones stand for none (EMPTY), and any answer may hold them
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # it would tell stderr about every attempt
 
 
@@ -109,7 +109,8 @@ class _Exchange:
         finally:
             attempt.seconds = time.perf_counter() - start
         try:
-            found = parse(self._masked(response.text))
+            secret = len(self._handling.api_key or "") >= _SECRET
+            found = parse(self._masked(response.text) if secret else response.text)
             used = tokens(found)
             attempt.prompt_tokens, attempt.new_tokens = used.read, used.made
             attempt.cost = self._spending.price(used)
@@ -138,7 +139,7 @@ class _Exchange:
     def _masked(self, text: str) -> str:
         """What a server said, all of it, without our key, should it have repeated that; in JSON a / may be escaped."""
         key = self._handling.api_key or ""
-        return text.replace(key, "***").replace(key.replace("/", "\\/"), "***") if len(key) >= _SECRET else text
+        return text.replace(key, "***").replace(key.replace("/", "\\/"), "***") if key else text
 
 
 class Transport:
