@@ -10,7 +10,7 @@ from cai.constitution import Principle
 from cai.errors import PromptError
 from cai.strict_yaml import Checker, Node, Scalar, YamlProblem, parse_file
 
-__all__ = ["Settings", "Wording", "read_settings"]
+__all__ = ["Settings", "Wording", "broken_up", "read_settings"]
 
 _REQUESTS: Final = ("critique", "revision", "comparison")
 _BREAKS: Final = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
@@ -36,16 +36,8 @@ class Settings:
     reserved: re.Pattern[str] | None
 
     def inert(self, value: str) -> tuple[str, int]:
-        """The value with a space before the last character of every reserved marker in it, and how many there were."""
-        if self.reserved is None:
-            return value, 0
-        total = 0
-        for _ in range(8):  # breaking one marker up may, in odd sets of markers, make another
-            value, number = self.reserved.subn(lambda found: f"{found[0][:-1]} {found[0][-1]}", value)
-            if not number:
-                return value, total
-            total += number
-        raise PromptError("family.yaml: reserved: breaking up some of these markers makes others without end")
+        """The value with its reserved markers broken up, and how many there were."""
+        return broken_up(value, self.reserved)
 
     def worded(self, principle: Principle) -> Wording:
         """The principle with its own wording of each request, or else the family's."""
@@ -55,6 +47,19 @@ class Settings:
             for request, text in given.items()
         }
         return Wording(id=principle.id, axis=principle.axis, statement=self.inert(principle.statement)[0], **filled)
+
+
+def broken_up(value: str, reserved: re.Pattern[str] | None) -> tuple[str, int]:
+    """The value with a space before the last character of everything that `reserved` finds, and how much it found."""
+    if reserved is None:
+        return value, 0
+    total = 0
+    for _ in range(8):  # breaking one marker up may, in odd sets of markers, make another
+        value, number = reserved.subn(lambda found: f"{found[0][:-1]} {found[0][-1]}", value)
+        if not number:
+            return value, total
+        total += number
+    raise PromptError("family.yaml: reserved: breaking up some of these markers makes others without end")
 
 
 def read_settings(path: Path | None) -> Settings:

@@ -107,7 +107,7 @@ class PromptFamily:
             parts=tuple(part.text if isinstance(part, Passage) else part for part in parts),
             quoted=tuple((n, *place) for n, p in enumerate(passages) if isinstance(p, Passage) for place in p.values),
             num_neutralised=broken.number,
-            settings=self._settings,
+            reserved=self._settings.reserved and self._settings.reserved.pattern,
         )
 
     def shows(self, template: str) -> bool:

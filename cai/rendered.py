@@ -3,12 +3,13 @@
 A choice slot has options, whose probabilities are read; a text slot is for a sampled continuation.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cai.engines.base import EnginePrompt
 from cai.errors import PromptError, unknown
-from cai.prompt_settings import Settings
+from cai.prompt_settings import broken_up
 from cai.types import Turn
 
 __all__ = ["ChoiceSlot", "Rendered", "Slot", "TextSlot"]
@@ -37,15 +38,15 @@ class Rendered:
     """A rendered template: `turns` (empty without blocks), then `parts`, of which no two neighbours are both text.
 
     `quoted` are the places of values: (place, start, end), where place is the number of the turn, or len(turns) and
-    the number of the part. `num_neutralised` counts the reserved markers that were broken up in the values. `settings`
-    say which markers are reserved: a sampled text is as inert as the values, which it may repeat.
+    the number of the part. `num_neutralised` counts the reserved markers that were broken up in the values. `reserved`
+    finds these markers in sampled texts too, which may repeat a value and are to be as inert.
     """
 
     turns: tuple[Turn, ...]
     parts: tuple[str | ChoiceSlot | TextSlot, ...]
     quoted: tuple[tuple[int, int, int], ...] = ()
     num_neutralised: int = 0
-    settings: Settings = field(default=Settings({}, None), repr=False)
+    reserved: str | None = None
 
     @property
     def slots(self) -> tuple[ChoiceSlot | TextSlot, ...]:
@@ -79,7 +80,7 @@ class Rendered:
             starts.append(sum(map(len, text)))
             value = part if isinstance(part, str) else waiting.pop(0)
             if isinstance(part, TextSlot):
-                value, _ = self.settings.inert(value)
+                value, _ = self._inert(value)
                 quoted.append((last, starts[-1], starts[-1] + len(value)))
             text.append(value)
         for number, start, end in self.quoted:
@@ -90,4 +91,7 @@ class Rendered:
     def num_broken(self, values: Sequence[str]) -> int:
         """How many reserved markers `fill` breaks up in the sampled texts among `values`."""
         filled = zip(self.slots, values, strict=False)
-        return sum(self.settings.inert(value)[1] for slot, value in filled if isinstance(slot, TextSlot))
+        return sum(self._inert(value)[1] for slot, value in filled if isinstance(slot, TextSlot))
+
+    def _inert(self, value: str) -> tuple[str, int]:
+        return broken_up(value, None if self.reserved is None else re.compile(self.reserved))
