@@ -7,12 +7,15 @@ person who reads needs longer), sends the answer twice at once, now and then goe
 loses the session and signs in again; after a kill -9 of the server (and a new start on the same port) they send again
 what was not answered. In the end the database must hold what each person meant on each task, exactly once, and all that
 the server said was recorded. Times are those of submits that a running server answered, from the first byte sent to the
-last byte read, as a person's browser would see them; the people share the machine with the server.
+last byte read, as a person's browser would see them; the people share the machine with the server. What other work on
+the machine does not change is the server's processor time per submit, with its share of the pages and sign-ins; Linux
+says what it is.
 """
 
 import argparse
 import http.client
 import json
+import os
 import random
 import re
 import signal
@@ -158,6 +161,7 @@ class Server:
             self.port = probe.getsockname()[1]
         options = ["--database", str(where), "--port", str(self.port)]
         self._command = [sys.executable, "-m", "cai", "label", "serve", *options]
+        self.seconds = 0.0  # of processor time, from the first answer on
         self.start()
 
     def start(self) -> None:
@@ -166,6 +170,7 @@ class Server:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                self.seconds -= self._processor_seconds()
                 return
             except OSError:
                 if self._process.poll() is not None:
@@ -174,8 +179,13 @@ class Server:
 
     def kill(self) -> None:
         """kill -9."""
+        self.seconds += self._processor_seconds()
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+    def _processor_seconds(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, see proc(5)
 
 
 def comparison(number: int) -> Comparison:
@@ -204,6 +214,7 @@ def main() -> None:
         figures = run(where, num_people=args.people, num_tasks=args.tasks, num_kills=args.kills, think=args.think)
     rows = {name: figures[name] for name in ("submit", "page")}
     print(table("seconds", rows))
+    print(f"processor seconds of the server per submit {figures['server_seconds_per_submit']:.4f}")
     print(", ".join(f"{name} {figures[name]:,}" for name in figures if isinstance(figures[name], int)))
     report(args.output, {k: v for k, v in vars(args).items() if k != "output"}, figures)
     sys.exit(1 if figures["num_wrong"] or figures["num_answers"] != args.people * args.tasks else 0)
@@ -235,7 +246,12 @@ def run(where: Path, *, num_people: int, num_tasks: int, num_kills: int, think: 
     server.kill()
     answers = queue.ask(comparisons, asked).answers or {}
     database.close()
-    return {"submit": spread(tally.submits), "page": spread(tally.pages), **checked(answers, tally, num_kills)}
+    return {
+        "submit": spread(tally.submits),
+        "page": spread(tally.pages),
+        "server_seconds_per_submit": server.seconds / len(tally.submits),
+        **checked(answers, tally, num_kills),
+    }
 
 
 def checked(answers: dict[str, list[Answer]], tally: Tally, kills: int) -> dict[str, int]:

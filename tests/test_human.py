@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,17 @@ def test_an_export_has_what_a_run_has(workdir: Path) -> None:
     assert read_records(Path("out/comparisons.jsonl"), Comparison) == some(4)
 
 
+def first_status(port: int) -> int:
+    """Of the sign-in page, once somebody listens."""
+    while True:
+        with closing(http.client.HTTPConnection("::1", port, timeout=60)) as connection:
+            try:
+                connection.request("GET", "/sign-in")
+                return connection.getresponse().status
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+
+
 def test_a_server_on_the_other_loopback_address(workdir: Path) -> None:
     """Its address can be opened as printed, nobody is warned of other machines, and links to it can be made."""
     with closing(socket.socket(socket.AF_INET6)) as probe:
@@ -219,10 +231,7 @@ def test_a_server_on_the_other_loopback_address(workdir: Path) -> None:
         printed = [process.stdout.readline() for _ in range(2)]
         try:
             assert f"http://[::1]:{port} " in printed[0] and "Nobody can sign in yet" in printed[1]
-            connection = http.client.HTTPConnection("::1", port, timeout=60)
-            connection.request("GET", "/sign-in")
-            assert connection.getresponse().status == 200
-            connection.close()
+            assert first_status(port) == 200
         finally:
             process.terminate()
         assert process.stdout.read() == ""

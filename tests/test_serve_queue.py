@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from label_site import Project, form, prefer, some
@@ -445,11 +446,20 @@ def test_what_is_no_database_of_labels(where: str, message: str, workdir: Path) 
         Database(where)
 
 
-def test_synchronous_is_full_on_every_connection(tmp_path: Path) -> None:
+def test_what_was_acknowledged_is_on_the_disk(tmp_path: Path) -> None:
+    """synchronous is FULL (2) whenever an answer is written, whatever the connection was used for before."""
     with closing(Project(tmp_path)) as project:
-        for transaction in (project.database.write, project.database.read):
-            with transaction() as connection:
-                assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2
+        for durable, expected in ((True, 2), (False, 1), (True, 2)):
+            with project.database.write(durable=durable) as connection:
+                assert connection.execute(text("PRAGMA synchronous")).scalar_one() == expected
+        levels = []
+        project.queue.ask(some(1), form())
+        ada = project.person("ada")
+        with patch.object(project.database, "write", wraps=project.database.write) as write:
+            (screen,) = label_all(project, ada)
+            project.desk.undo(ada, screen.task)
+            levels = [call.kwargs.get("durable", True) for call in write.call_args_list]
+        assert levels == [False, True, False, True], "what is on a screen, the answer, that nothing is left, and undo"
 
 
 def test_a_failed_write_leaves_nothing(project: Project) -> None:

@@ -131,7 +131,6 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # from here on: who opens the printed address at once only waits a little
     except OSError as error:
         listener.close()
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from None

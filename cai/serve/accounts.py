@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from cai.errors import LabelerError
 from cai.serve.queue import recount
@@ -25,6 +25,7 @@ _INVITATION_SECONDS: Final = 7 * 24 * 3600.0
 _TRIES: Final = 5  # wrong passwords before a name has to wait
 _WAIT_SECONDS: Final = 30.0
 _MAX_MADE_UP: Final = 10_000
+_BY_ID: Final = select(labelers).where(labelers.c.id == bindparam("number"))  # made once: every request needs it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class Accounts:
             threading.Lock()
         )  # one at a time: each takes 64 MiB, and would take every core from those who label
         self._throttle = Throttle(clock)
+        self._read: set[tuple[int, str]] = set()
 
     def invite(self, name: str, *, is_admin: bool = False) -> str:
         """The token of a link with which `name` chooses a password, once, within a week. The person is added if new; an
@@ -70,7 +72,10 @@ class Accounts:
 
     def invited(self, token: str) -> Account | None:
         """Whom an invitation is for; None when it was used, replaced, or is too old."""
-        return self._one(labelers.c.invitation == _digest(token), labelers.c.invited_at > self._oldest())
+        fits = (labelers.c.invitation == _digest(token), labelers.c.invited_at > self._oldest())
+        with self._database.read() as connection:
+            row = connection.execute(select(labelers).where(*fits)).one_or_none()
+        return None if row is None else _account(row)
 
     def accept(self, token: str, password: str) -> Account | None:
         """Set the password of the invited person, and end the sessions of the old one. Raises LabelerError for a
@@ -120,7 +125,9 @@ class Accounts:
 
     def get(self, number: int) -> Account | None:
         """By id."""
-        return self._one(labelers.c.id == number)
+        with self._database.read() as connection:
+            row = connection.execute(_BY_ID, {"number": number}).one_or_none()
+        return None if row is None else _account(row)
 
     def all(self) -> list[Account]:
         """Everybody, by name."""
@@ -139,9 +146,13 @@ class Accounts:
 
     def has_read(self, account: Account, version: str) -> bool:
         """Whether they have said to have read this version of the instructions."""
-        mine = (read_versions.c.labeler == account.id, read_versions.c.version == version)
-        with self._database.read() as connection:
-            return connection.execute(select(read_versions.c.version).where(*mine)).first() is not None
+        if (account.id, version) not in self._read:  # who has read it has read it: no need to ask at every page
+            mine = (read_versions.c.labeler == account.id, read_versions.c.version == version)
+            with self._database.read() as connection:
+                if connection.execute(select(read_versions.c.version).where(*mine)).first() is None:
+                    return False
+            self._read.add((account.id, version))
+        return True
 
     def note_read(self, account: Account, version: str) -> None:
         """They say so now."""
@@ -154,11 +165,6 @@ class Accounts:
     def _nobody(self) -> str:
         """A hash that no password has, so that an unknown name takes as long as a known one."""
         return self._hasher.hash(secrets.token_hex(8))
-
-    def _one(self, *conditions: Any) -> Account | None:
-        with self._database.read() as connection:
-            row = connection.execute(select(labelers).where(*conditions)).one_or_none()
-        return None if row is None else _account(row)
 
     def _oldest(self) -> float:
         return self._clock() - _INVITATION_SECONDS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, select, update
 
 from cai.errors import LabelerError
 from cai.records import seed_of
@@ -19,8 +19,69 @@ from cai.types import Comparison, Feedback
 __all__ = ["Desk", "Screen", "Tally"]
 
 LEASE: Final = 1800.0  # seconds after which what is on a screen is given to somebody else too
-_RECENT: Final = 20  # answers that the pace is taken from
-_is_open = select(batches.c.is_open).select_from(tasks.join(batches))  # whether an open batch has the task
+_PACE: Final = 20  # answers that the pace is taken from
+
+# Statements that every page or answer needs, made once: making them costs more than running them.
+_ME: Final[BindParameter[Any]] = bindparam("me")
+_TASK: Final[BindParameter[Any]] = bindparam("task")
+_MY_ANSWER: Final = select(answers.c.task).where(answers.c.task == tasks.c.id, answers.c.labeler == _ME).exists()
+_OPEN_TO_ME: Final = (batches.c.is_open, ~_MY_ANSWER)
+_CURRENT: Final = (
+    select(tasks, claims.c.shown_at)
+    .select_from(tasks.join(claims).join(batches, tasks.c.batch == batches.c.id))
+    .where(claims.c.labeler == _ME, *_OPEN_TO_ME)
+)
+_OTHERS: Final = (
+    select(func.count())
+    .where(claims.c.task == tasks.c.id, claims.c.labeler != _ME, claims.c.shown_at > bindparam("since"))
+    .scalar_subquery()
+)
+_MINE: Final = (
+    select(tasks)
+    .select_from(tasks.join(batches))
+    .where(*_OPEN_TO_ME)
+    .order_by(batches.c.id.desc(), tasks.c.position)
+    .limit(1)
+)
+_NEXT: Final = _MINE.where(is_wanted, tasks.c.num_wanted - tasks.c.num_answers > _OTHERS)
+_NEXT_GOLD: Final = _MINE.where(tasks.c.gold.is_not(None))
+_NUM_ANSWERED: Final = select(func.count()).select_from(answers).where(answers.c.labeler == _ME)
+_NUM_WANTED: Final = select(func.count()).select_from(tasks).where(is_wanted)
+_COUNTS: Final = select(
+    _NUM_ANSWERED.scalar_subquery().label("num_answered"),
+    (
+        _NUM_WANTED.scalar_subquery()
+        - _NUM_WANTED.join(answers).where(answers.c.labeler == _ME).correlate(None).scalar_subquery()
+    ).label("num_left"),
+)
+_RECENT: Final = (  # an open batch has the task, or it cannot be asked again
+    select(answers, batches.c.is_open)
+    .select_from(answers.join(tasks).join(batches, tasks.c.batch == batches.c.id))
+    .where(answers.c.labeler == _ME)
+    .order_by(answers.c.answered_at.desc())
+    .limit(bindparam("most"))
+)
+_UNDONE: Final = (
+    select(withdrawn.c.feedback).where(withdrawn.c.task == _TASK, withdrawn.c.labeler == _ME).order_by(withdrawn.c.id)
+)
+_BEFORE: Final = (
+    select(
+        batches.c.is_open,
+        _MY_ANSWER.label("is_answered"),
+        select(func.count())
+        .where(withdrawn.c.task == tasks.c.id, withdrawn.c.labeler == _ME)
+        .scalar_subquery()
+        .label("num_undone"),
+        select(claims.c.shown_at)
+        .where(claims.c.task == tasks.c.id, claims.c.labeler == _ME)
+        .scalar_subquery()
+        .label("shown_at"),
+    )
+    .select_from(tasks.join(batches))
+    .where(tasks.c.id == _TASK)
+)
+_LET_GO: Final = delete(claims).where(claims.c.task == _TASK, claims.c.labeler == _ME)
+_THE_TASK: Final = select(tasks).where(tasks.c.id == _TASK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +122,20 @@ class Desk:
         """What is on the labeler's screen, or the next task, which is theirs for half an hour; None when nothing is
         left. The same until it is answered: a reload or a second tab shows the same.
         """
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             now = self._clock()
             row = _current(connection, labeler, now) or self._pick(connection, labeler, now)
             if row is None:
                 return None
             form = self._form(connection, row.batch)
-            undone = _undone(connection, labeler, row.id)
+            undone = connection.execute(_UNDONE, {"task": row.id, "me": labeler.id}).scalars().all()
         return _screen(row, form, labeler, undone)
 
     def screen(self, labeler: Account, task: str) -> Screen | None:
-        """The task as this person was asked it, whether or not it is theirs now; None when there is no such task."""
+        """The task as this person was asked it at first, whether or not it is theirs now; None when there is none."""
         with self._database.read() as connection:
-            row = connection.execute(select(tasks).where(tasks.c.id == task)).one_or_none()
-            return (
-                None
-                if row is None
-                else _screen(row, self._form(connection, row.batch), labeler, _undone(connection, labeler, task))
-            )
+            row = connection.execute(_THE_TASK, {"task": task}).one_or_none()
+            return None if row is None else _screen(row, self._form(connection, row.batch), labeler, ())
 
     def answer(self, labeler: Account, task: str, feedback: Feedback, seconds: float, *, attempt: int = 0) -> bool:
         """Record an answer; False, and nothing is changed, when this person has answered this task before.
@@ -88,18 +145,16 @@ class Desk:
         back, or no open batch has the task any more.
         """
         with self._database.write() as connection:
-            mine = (answers.c.task == task, answers.c.labeler == labeler.id)
-            if connection.execute(select(answers.c.task).where(*mine)).first() is not None:
+            before = connection.execute(_BEFORE, {"task": task, "me": labeler.id}).one()
+            if before.is_answered:
                 return False
-            if attempt != len(_undone(connection, labeler, task)):
+            if attempt != before.num_undone:
                 raise LabelerError("You took this answer back after it was sent; choose again.")
-            if not connection.execute(_is_open.where(tasks.c.id == task)).scalar_one():
+            if not before.is_open:
                 raise LabelerError(
                     "This comparison was closed meanwhile, so the answer was not taken. Nothing that you saved is lost."
                 )
-            now = self._clock()
-            claim = (claims.c.task == task, claims.c.labeler == labeler.id)
-            shown_at = connection.execute(select(claims.c.shown_at).where(*claim)).scalar()
+            now, shown_at = self._clock(), before.shown_at
             row = {
                 "task": task,
                 "labeler": labeler.id,
@@ -108,8 +163,9 @@ class Desk:
                 "seconds": max(0.0, min(seconds, now - shown_at) if shown_at is not None else seconds),
                 "is_taken": False,
             }
-            connection.execute(insert(answers).values(row))
-            connection.execute(delete(claims).where(*claim))
+            connection.execute(insert(answers), row)
+            if shown_at is not None:
+                connection.execute(_LET_GO, {"task": task, "me": labeler.id})
             recount(connection, tasks.c.id == task)
         return True
 
@@ -119,8 +175,8 @@ class Desk:
         withdrawn.
         """
         with self._database.write() as connection:
-            row = _last(connection, labeler)
-            if row is None or row.task != task:
+            row = connection.execute(_RECENT, {"me": labeler.id, "most": 1}).one_or_none()
+            if row is None or row.task != task or not _can_undo(row):
                 return False
             now = self._clock()
             kept = {name: getattr(row, name) for name in ("task", "labeler", "feedback", "answered_at", "seconds")}
@@ -133,18 +189,14 @@ class Desk:
     def tally(self, labeler: Account) -> Tally:
         """Of one person."""
         with self._database.read() as connection:
-            count = select(func.count()).select_from(answers).where(answers.c.labeler == labeler.id)
-            recent = select(answers.c.seconds).where(answers.c.labeler == labeler.id)
-            seconds = connection.execute(recent.order_by(answers.c.answered_at.desc()).limit(_RECENT)).scalars().all()
-            wanted = select(func.count()).select_from(tasks).where(is_wanted)
-            mine = wanted.join(answers).where(answers.c.labeler == labeler.id)
-            last = _last(connection, labeler)
-            return Tally(
-                num_answered=int(connection.execute(count).scalar_one()),
-                num_left=connection.execute(wanted).scalar_one() - connection.execute(mine).scalar_one(),
-                median_seconds=statistics.median(seconds) if seconds else None,
-                last=None if last is None else str(last.task),
-            )
+            counts = connection.execute(_COUNTS, {"me": labeler.id}).one()
+            recent = connection.execute(_RECENT, {"me": labeler.id, "most": _PACE}).all()
+        return Tally(
+            num_answered=int(counts.num_answered),
+            num_left=int(counts.num_left),
+            median_seconds=statistics.median(row.seconds for row in recent) if recent else None,
+            last=str(recent[0].task) if recent and _can_undo(recent[0]) else None,
+        )
 
     def latest_form(self) -> Form | None:
         """The form of the latest open batch; None when there is none."""
@@ -157,20 +209,14 @@ class Desk:
 
     def _pick(self, connection: Connection, labeler: Account, now: float) -> Any:
         """The next task: of the latest batch, in its order, now and then a gold item; it is claimed."""
-        others = (
-            select(func.count())
-            .where(claims.c.task == tasks.c.id, claims.c.labeler != labeler.id, claims.c.shown_at > now - LEASE)
-            .scalar_subquery()
-        )
-        order = (batches.c.id.desc(), tasks.c.position)
-        mine = select(tasks).select_from(tasks.join(batches)).where(*_open_to(labeler)).order_by(*order).limit(1)
-        row = connection.execute(mine.where(is_wanted, tasks.c.num_wanted - tasks.c.num_answers > others)).one_or_none()
+        me = {"me": labeler.id}
+        row = connection.execute(_NEXT, {**me, "since": now - LEASE}).one_or_none()
         if row is None:
             return None
-        count = select(func.count()).select_from(answers).where(answers.c.labeler == labeler.id)
-        turn = seed_of(0, "gold", labeler.name, int(connection.execute(count).scalar_one()))
-        if turn < self._form(connection, row.batch).gold_share * 2**63:
-            row = connection.execute(mine.where(tasks.c.gold.is_not(None))).one_or_none() or row
+        if share := self._form(connection, row.batch).gold_share:
+            turn = seed_of(0, "gold", labeler.name, int(connection.execute(_NUM_ANSWERED, me).scalar_one()))
+            if turn < share * 2**63:
+                row = connection.execute(_NEXT_GOLD, me).one_or_none() or row
         _claim(connection, labeler, row.id, now)
         return row
 
@@ -179,12 +225,6 @@ class Desk:
             column = connection.execute(select(batches.c.form).where(batches.c.id == batch)).scalar_one()
             self._forms[batch] = load(Form, column)
         return self._forms[batch]
-
-
-def _open_to(labeler: Account) -> tuple[ColumnElement[bool], ...]:
-    """Of an open batch, and not answered by this person."""
-    answered = select(answers.c.task).where(answers.c.task == tasks.c.id, answers.c.labeler == labeler.id).exists()
-    return batches.c.is_open, ~answered
 
 
 def _claim(connection: Connection, labeler: Account, task: str, now: float) -> None:
@@ -207,25 +247,10 @@ def _screen(row: Any, form: Form, labeler: Account, undone: Sequence[str]) -> Sc
 
 def _current(connection: Connection, labeler: Account, now: float) -> Any:
     """The task that the labeler has, unless the lease is over and nobody waits for it any more."""
-    query = (
-        select(tasks, claims.c.shown_at)
-        .select_from(tasks.join(claims).join(batches, tasks.c.batch == batches.c.id))
-        .where(claims.c.labeler == labeler.id, *_open_to(labeler))
-    )
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_CURRENT, {"me": labeler.id}).one_or_none()
     return row if row is not None and (row.num_wanted > row.num_answers or row.shown_at > now - LEASE) else None
 
 
-def _undone(connection: Connection, labeler: Account, task: str) -> Sequence[str]:
-    """What they said of it and took back, the first first."""
-    query = select(withdrawn.c.feedback).where(withdrawn.c.task == task, withdrawn.c.labeler == labeler.id)
-    return connection.execute(query.order_by(withdrawn.c.id)).scalars().all()
-
-
-def _last(connection: Connection, labeler: Account) -> Any:
-    """Their last answer, if it can be taken back."""
-    query = select(answers).where(answers.c.labeler == labeler.id).order_by(answers.c.answered_at.desc()).limit(1)
-    row = connection.execute(query).one_or_none()
-    if row is None or row.is_taken or not connection.execute(_is_open.where(tasks.c.id == row.task)).scalar_one():
-        return None
-    return row
+def _can_undo(row: Any) -> bool:
+    """Of an answer: no run has it, and it can be given again."""
+    return bool(row.is_open) and not row.is_taken

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Asked", "Queue", "chunks", "dump", "load", "recount"]
 
 R = TypeVar("R", bound="DataclassInstance")
+_COUNTED: Final = (
+    select(func.count())
+    .select_from(answers.join(labelers))
+    .where(answers.c.task == tasks.c.id, labelers.c.is_active)
+    .scalar_subquery()
+)
+_RECOUNT: Final = update(tasks).values(num_answers=_COUNTED)
 _CHUNK: Final = 500  # parameters of one statement; SQLite and Postgres both allow many more
 
 
@@ -163,13 +170,7 @@ def _settle(connection: Connection, batch: int) -> None:
 
 def recount(connection: Connection, which: ColumnElement[bool]) -> None:
     """Set num_answers anew: people who were set aside do not count."""
-    counted = (
-        select(func.count())
-        .select_from(answers.join(labelers))
-        .where(answers.c.task == tasks.c.id, labelers.c.is_active)
-        .scalar_subquery()
-    )
-    connection.execute(update(tasks).where(which).values(num_answers=counted))
+    connection.execute(_RECOUNT.where(which))
 
 
 def _missing(connection: Connection, batch: int) -> int:

@@ -2,8 +2,8 @@
 
 SQLite unless a URL says otherwise. Every write is one transaction that holds the only write lock from its first
 statement on (`BEGIN IMMEDIATE`; on Postgres an advisory lock), so what it reads is still true when it writes. What is
-acknowledged is on the disk: `synchronous=FULL`, as WAL with less may lose commits when power is lost. Do not put a
-SQLite file on a network file system.
+acknowledged is on the disk: `synchronous=FULL`, as WAL with less may lose commits when power is lost. What is on whose
+screen is not worth that wait. Do not put a SQLite file on a network file system.
 """
 
 import os
@@ -97,7 +97,12 @@ tasks = Table(
     Column("comparison", Text, nullable=False),  # JSON
 )
 is_wanted = tasks.c.num_wanted > tasks.c.num_answers
-Index("tasks_wanted", tasks.c.batch, tasks.c.position, sqlite_where=is_wanted, postgresql_where=is_wanted)
+Index(  # with all that counting needs
+    "tasks_wanted",
+    *(tasks.c.batch, tasks.c.position, tasks.c.num_wanted, tasks.c.num_answers),
+    sqlite_where=is_wanted,
+    postgresql_where=is_wanted,
+)
 
 batch_tasks = Table(  # what each batch wants
     "batch_tasks",
@@ -184,13 +189,18 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that holds the write lock; committed, and on the disk, when the block ends without an error."""
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that holds the write lock; committed, and on the disk, when the block ends without an error.
+        What nobody was told may do without the disk (`durable=False`): only a machine that loses power loses it, and
+        the others need not wait for the disk so often.
+        """
         with self._writing, self._engine.connect() as connection:
-            connection.execution_options(cai_writes=True)
+            connection.execution_options(cai_writes="FULL" if durable else "NORMAL")
             with connection.begin():
                 if not self._is_sqlite:
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+                    if not durable:
+                        connection.execute(text("SET LOCAL synchronous_commit TO off"))
                 yield connection
 
     @contextmanager
@@ -262,10 +272,12 @@ def _prepare_file(path: Path, create: bool) -> None:
 def _configure(connection: Any, _record: object) -> None:
     """Of a new SQLite connection; we begin transactions ourselves."""
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={_BUSY_MS}", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", f"busy_timeout={_BUSY_MS}", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("cai_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    synchronous = connection.get_execution_options().get("cai_writes")
+    if synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")  # while a transaction runs it cannot be changed
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if synchronous else "BEGIN")
