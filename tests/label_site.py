@@ -1,13 +1,15 @@
 """A small labelling project for tests: a database in a folder, people in it, and browsers without a browser."""
 
 import html
+import os
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from argon2 import PasswordHasher
-from sqlalchemy import update
+from sqlalchemy import MetaData, create_engine, update
 from starlette.testclient import TestClient
 from worlds import comparison
 
@@ -72,6 +74,20 @@ class Project:
         """A new browser at a server that has just been started."""
         app = create_app(Site(self.database, **settings), hosts=["127.0.0.1"])
         return Browser(TestClient(app, f"http{'s' * settings.get('is_https', False)}://127.0.0.1"))
+
+
+def anywhere(kind: str, folder: Path) -> Project:
+    """On SQLite; and on Postgres where CAI_TEST_POSTGRES names a database that may be emptied, which is done."""
+    if kind == "sqlite":
+        return Project(folder)
+    where = os.environ.get("CAI_TEST_POSTGRES")
+    if not where:
+        pytest.skip("set CAI_TEST_POSTGRES to the URL of a database that may be emptied")
+    engine, tables = create_engine(where), MetaData()
+    tables.reflect(engine)
+    tables.drop_all(engine)
+    engine.dispose()
+    return Project(folder, where)
 
 
 class Browser:

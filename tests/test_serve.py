@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import label_server
 import pytest
 from label_site import EVERYTHING, PASSWORD, Browser, Project, form, some
 from worlds import comparison
@@ -312,15 +311,6 @@ def test_odd_requests(ada: Browser) -> None:
     assert ada.client.post("/label", content=b"\xff=\xfe", headers=kind).status_code == 400
     assert "There is no such page" in ada.client.get("/label/other").text
     assert ada.client.get("/static/..%2fapp.py").status_code == 404
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_nothing_is_lost_or_recorded_twice(tmp_path: Path) -> None:
-    """The benchmark, small: real processes, kill -9, double clicks, sessions that end."""
-    figures = label_server.run(tmp_path / "labels.db", num_people=5, num_tasks=12, num_kills=3, think=0.05)
-    assert figures["num_answers"] == 60 and figures["num_submits"] >= 120
-    assert figures["num_unanswered"] > 0, "the kills were felt"
-    assert (figures["num_lost"], figures["num_twice"], figures["num_other_than_meant"]) == (0, 0, 0)
 
 
 # --- those who look after it ------------------------------------------------------------------------------------------

@@ -180,7 +180,11 @@ class Database:
             event.listen(self._engine, "begin", _begin)
         try:
             self._check_schema(create)
+        except StoreError:
+            self.close()
+            raise
         except SQLAlchemyError as error:
+            self.close()
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise StoreError(f"database {where!r}: {cause}") from None
 
