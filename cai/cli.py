@@ -130,7 +130,7 @@ def _add(
     command = group.add_parser(
         name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command.set_defaults(action=action)
+    command.set_defaults(action=action, parser=command)
     return command
 
 
@@ -150,7 +150,8 @@ def _add_workbench(group: "_Group") -> None:
     preview.add_argument("--num", type=int, default=4, metavar="N", help="prompts of the data (%(default)s)")
     lint.add_argument("--comparisons", type=int, default=200, metavar="N", help="pairs to judge (%(default)s)")
     for command in (test, preview, diff, lint):
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for cai run")
+        # with a default, argparse does not call them required when something else is missing
+        command.add_argument("overrides", nargs="*", default=(), metavar="key=value", help="settings, as for cai run")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -253,6 +254,10 @@ examples:
   cai run experiment=demo                            RLHF against RLAIF on the embedded sandbox
   cai run experiment=rlaif constitution=minimal      one run, another constitution
   cai run experiment=rlaif seed=1,2,3 -m             three runs, and a report about all of them
+  cai run experiment=demo labeler=mixed              a third arm: a choice that every arm makes, and none made so
+
+what one arm alone is to have goes into its own list, which names all that it has:
+  cai run experiment=demo "arms.rlhf=['labeler=simulated','labeler.agreement=0.6']"
 """
 
 
@@ -264,9 +269,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no overrides behind -m; Hydra's users put them there.
     if rest and (not hasattr(arguments, "overrides") or any(item.startswith("-") for item in rest)):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        arguments.parser.error(f"unknown arguments: {' '.join(rest)}")
     if rest:
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     try:
         return arguments.action(arguments) or 0
     except CaiError as error:

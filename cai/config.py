@@ -7,9 +7,9 @@ Everything is composed, checked and built before any model loads, and every mist
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -28,13 +28,14 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from cai.errors import CaiError, ConfigError, unknown
-from cai.models.digest import check_scorable
+from cai import constitution
+from cai.errors import CaiError, ConfigError, ConstitutionError, unknown
 from cai.nodes import check_node
-from cai.paths import PACKAGE, folders, packaged
+from cai.paths import PACKAGE, folders, names, packaged, search
+from cai.settings import ModelSettings, Settings
 
 __all__ = [
     "ModelSettings",
@@ -47,79 +48,6 @@ __all__ = [
     "sweep",
     "sweep_plan",
 ]
-
-
-@dataclass
-class ModelSettings:
-    """The base model of a run: one checkpoint that is trained, criticises, revises and judges."""
-
-    path: str = MISSING
-    prompts: str = MISSING
-    max_tokens: int = MISSING
-    max_new_tokens: int = MISSING
-
-
-@dataclass
-class Settings:
-    """Every top-level key of the configuration. Keys of type Any are nodes with a `_target_`."""
-
-    seed: int = MISSING
-    constitution: str = MISSING
-    prompts: str = MISSING
-    name: str | None = None
-    notice: str = ""
-    metrics: list[str] = field(default_factory=list)
-    out: str = MISSING
-    store: str = MISSING
-    num_threads: int | None = None
-    steps: list[str] = MISSING
-    arms: dict[str, list[str]] = field(default_factory=dict)
-    objective: str | None = None
-    model: ModelSettings = field(default_factory=ModelSettings)
-    engine: Any = None
-    endpoint: Any = None
-    scorer: Any = None
-    labeler: Any = None
-    pretrain: Any = None
-    data: Any = None
-    revise: Any = None
-    sft: Any = None
-    sample: Any = None
-    label: Any = None
-    reward: Any = None
-    rl: Any = None
-    evaluate: Any = None
-    win_rate: Any = None
-    evaluation_sets: Any = None
-
-    def check(self) -> None:
-        """Rules between keys that types cannot say."""
-        if self.seed < 0:
-            raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"num_threads: must be 1 or more, or null, got {self.num_threads}")
-        if not self.steps:
-            raise ConfigError("steps: needs at least one step, got []")
-        if len(self.arms) == 1:
-            raise ConfigError(f"arms: needs two arms or more to compare (or none), got {', '.join(self.arms)}")
-        if "reward" in self.steps:
-            check_scorable(self.model.path)
-        if (self.rl or {}).get("lora_rank") and not (self.reward or {}).get("lora_rank"):
-            raise ConfigError(
-                f"rl.lora_rank: with {self.rl['lora_rank']} all networks lie over one base, for which the reward model "
-                "must be an adapter too; set reward.lora_rank, or rl.lora_rank=0"
-            )
-        labels, dataset = (self.labeler or {}).get("path"), ((self.data or {}).get("source") or {}).get("path")
-        if labels is not None and labels == dataset and "path" not in (self.sample or {}):
-            raise ConfigError(
-                f"labeler.path: the labels in {labels} are of responses that are recorded there too; to train on those "
-                "in place of sampled ones add stage@sample=recorded, or say where else labels are"
-            )
-
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        """The nodes with a `_target_`, by their top-level key."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {key: value for key, value in values.items() if isinstance(value, dict) and "_target_" in value}
 
 
 class UserConf(SearchPathPlugin):
@@ -180,8 +108,19 @@ def build(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
             where = re.search(r"full_key: (\S+)", str(error))
             cause = _root(error)
             text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+            if isinstance(cause, ConstitutionError) and cause.args == _mistake_in(settings.constitution):
+                raise ConfigError(f"constitution: {text}") from error  # the key that the user gave, not where it went
             raise ConfigError(f"{key}{f'.{where[1]}' if where else ''}: {text}") from error
     return built
+
+
+def _mistake_in(name: str) -> tuple[object, ...]:
+    """What is wrong with a constitution, as the arguments of its error; none where nothing is."""
+    try:
+        constitution.load(name)
+    except ConstitutionError as error:
+        return error.args
+    return ()
 
 
 def limit_threads(settings: Settings) -> None:
@@ -262,9 +201,22 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], flo
     try:
         run()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(_one_line(error, overrides)) from None
+        raise ConfigError(_mistake_of_job(overrides) or _one_line(error, overrides)) from None
     finally:
         sys.argv = before
+
+
+def _mistake_of_job(overrides: Sequence[str]) -> str | None:
+    """The first job that cannot be composed, and why: what is unknown to one may be known to another."""
+    _, swept, jobs = sweep_plan(overrides)
+    for job in jobs:
+        try:
+            with _hydra():
+                hydra_compose("config", overrides=job)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            name = " ".join(override for override in job if override.partition("=")[0] in swept)
+            return f"job {name}: {_one_line(error, job)}" if name else _one_line(error, job)
+    return None
 
 
 def quoted(value: object) -> str:
@@ -296,6 +248,11 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{mark.name}:{mark.line + 1}: not YAML: {cause.problem}"
     text = " ".join(str(cause).split("\n    full_key:")[0].split())
     key = getattr(cause, "full_key", None)
+    several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\. | requires )", text)
+    if several:
+        name, _, values = several[1].partition("=")
+        listed = f", or write {name}=[{values}] for a list" if text.startswith("Ambiguous") else ""
+        return f"{several[1]}: several values; add -m for a run with each of them{listed}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key}: has no value yet; give it one: {key}=..."
     strange = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", f"{error} {cause}")
@@ -305,7 +262,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    """Name the keys that stand where `key` was looked for."""
+    """Name the keys that stand where `key` was looked for, and the choice for its group that has it."""
     rest = [o for o in overrides if o.partition("=")[0].lstrip("+~") != key]
     with _hydra():
         known = _composed(rest) or _composed([]) or OmegaConf.create()
@@ -315,7 +272,39 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         siblings = set(OmegaConf.select(known, parent) if parent else known)
         if not parent:
             siblings |= set(GlobalHydra.instance().config_loader().list_groups(""))
-    return f"{key}: {unknown('key', name, siblings)}"
+    if parent == "arms" and not siblings:
+        return (
+            f"{key}: there are no arms; they come from an experiment (add experiment=demo) or are added: +{key}=[...]"
+        )
+    asked = next((o.lstrip("+~") for o in overrides if o not in rest), key)
+    return f"{key}: {unknown('key', name, siblings)}{_elsewhere(asked, known.get('arms') or {})}"
+
+
+def _elsewhere(override: str, arms: Mapping[str, Sequence[str]]) -> str:
+    """Where the key of an override would be known: under another choice for its group, and in which arm."""
+    key = override.partition("=")[0]
+    group, _, inner = key.partition(".")
+    files = {name: search(f"conf/{group}", name, ".yaml") for name in names(f"conf/{group}", ".yaml")} if inner else {}
+    having = [f"{group}={name}" for name, path in files.items() if path and _has(path, inner)]
+    if not having:
+        return ""
+    own = [(arm, list(items)) for arm, items in arms.items() if not set(having).isdisjoint(items)]
+    lists = ["arms." + arm + "=[" + ",".join(map(quoted, [*items, override])) + "]" for arm, items in own]
+    where = f'; for that arm alone: "{lists[0]}"' if lists else ""
+    return f"; it is a key of {', '.join(having)}{where}"
+
+
+def _has(path: Path, key: str) -> bool:
+    """Whether a preset has a key of its own."""
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, yaml.YAMLError):
+        return False
+    for name in key.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def _composed(overrides: Sequence[str]) -> Any:

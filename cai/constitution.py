@@ -102,11 +102,12 @@ def _arrival(seed: int, key: str, principle: Principle) -> float:
 def load(path: str) -> Constitution:
     """The constitution in a file, or the one with a name: `./constitutions/NAME.yaml`, then the shipped one.
 
-    ConstitutionError names the first problem (file, line, key) and how many more there are.
+    ConstitutionError names the first problem (file, line, key), how many more there are, and what lists them.
     """
     constitution, problems = _read(_find(path))
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        others = f"{len(problems) - 1} more; all of them: cai constitution check {path}"
+        more = f" (and {others})" if len(problems) > 1 else ""
         raise ConstitutionError(problems[0] + more)
     assert constitution is not None
     return constitution

@@ -14,7 +14,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "CaiError",
@@ -29,6 +29,10 @@ __all__ = [
     "StoreError",
     "unknown",
 ]
+
+
+_MANY: Final = 12  # allowed names, of which one line is not too long
+_SHOWN: Final = 8  # of more than that, beside the nearest
 
 
 class CaiError(Exception):
@@ -76,7 +80,8 @@ class StoreError(CaiError):
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
-    """One line that says `name` is unknown, with the nearest known name and all allowed ones.
+    """One line that says `name` is unknown, with the nearest known name and the allowed ones: all of them, or the
+    nearest where there are many and one is near.
 
     >>> unknown("labeler", "simulted", ["ai", "simulated"])
     "unknown labeler 'simulted'; did you mean 'simulated'? Allowed: ai, simulated"
@@ -84,4 +89,6 @@ def unknown(what: str, name: object, known: Iterable[object]) -> str:
     names = sorted(str(k) for k in known)
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {what} {str(name)!r}{hint} Allowed: {', '.join(names) or 'none'}"
+    shown = names if len(names) <= _MANY or not near else sorted(get_close_matches(str(name), names, _SHOWN + 1, 0.0))
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return f"unknown {what} {str(name)!r}{hint} Allowed: {', '.join(shown) or 'none'}{more}"

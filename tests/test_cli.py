@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cai import cli, paths
+from cai import cli, config, paths
+from cai.commands.run import prepare
 from cai.pipeline import RECIPE
 from cai.prompts import PromptFamily
 from cai.records import digest_file
@@ -279,11 +280,15 @@ def test_killed_run_goes_on(project: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sed=1", "sed: unknown key 'sed'; did you mean 'seed'? Allowed: arms,"),
+        ("sed=1", "sed: unknown key 'sed'; did you mean 'seed'? Allowed: endpoint,"),
+        ("seed=0,1", "seed=0,1: several values; add -m for a run with each of them, or write seed=[0,1] for a list\n"),
+        ("seed=range(0,2)", "seed=range(0,2): several values; add -m for a run with each of them\n"),
+        ("labeler.size=1", "labeler.size: unknown key 'size'. Allowed: who; it is a key of labeler=third\n"),
+        ("arms.a=[]", "arms.a: there are no arms; they come from an experiment (add experiment=demo) or are added: +"),
         ("seed=one", "seed: Value 'one' of type 'str' could not be converted to Integer"),
         ("seed=-1", "seed: must be 0 or more, got -1"),
         ("labeler=simulted", "labeler: unknown option 'simulted'; did you mean 'simulated'? Allowed: ai,"),
-        ("labler=ai", "labler: unknown key 'labler'; did you mean 'labeler'? Allowed: arms,"),
+        ("labler=ai", "labler: unknown key 'labler'; did you mean 'labeler'? Allowed: "),
         ("experiment=nothing", "experiment: unknown option 'nothing'"),
         ("revise.facto=1", "revise.facto: unknown key 'facto'; did you mean 'factor'? Allowed: _target_, factor"),
         (
@@ -296,7 +301,9 @@ def test_killed_run_goes_on(project: Path) -> None:
         ("revise._target_=tiny.Summ", "revise._target_: unknown name in tiny 'Summ'; did you mean 'Sum'?"),
         ("revise._target_=tini.Sum", "revise._target_: cannot import 'tini.Sum': No module named 'tini'"),
         ("+revise.text=lost.txt", "lost.txt: no such file"),
-        ("constitution=plane", "did you mean 'plain'?"),
+        ("constitution=plane", "constitution: unknown constitution 'plane'; did you mean 'plain'?"),
+        ("constitution=broken", "broken.yaml:1: nme: unknown key 'nme'; did you mean 'name'?"),
+        ("constitution=broken", "(and 1 more; all of them: cai constitution check broken)"),
         (
             "prompts=plane",
             "prompts: unknown prompt family 'plane'; did you mean 'plain'? Allowed: chat",
@@ -313,6 +320,8 @@ def test_killed_run_goes_on(project: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(project: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "conf/labeler/third.yaml").write_text("who: third\nsize: null\n")
+    (project / "constitutions/broken.yaml").write_text("nme: broken\n")
     assert cli.main(["run", override]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
@@ -362,8 +371,28 @@ def test_an_override_that_an_arm_would_replace_is_refused(project: Path, capsys:
         ("revise.word=y", "arm b: revise.word=y has no effect, since this arm has revise.word=x"),
     ):
         assert cli.main(["run", "experiment=both", asked]) == 2
-        assert f"cai: {message}; change the arm's own list\n" == capsys.readouterr().err
+        why = "and not every arm sets that key; change the arm's own list"
+        assert f'cai: {message} {why}: "arms.{message[4]}=[...]"\n' == capsys.readouterr().err
     assert not (project / "store").exists()
+
+
+def test_a_key_of_one_arm_says_where_it_goes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "conf/labeler/simulated.yaml").write_text("who: simulated\nagreement: 0.7\n")
+    echo_experiment(project, {"rlhf": ["labeler=simulated", "seed=1"], "rlaif": ["labeler=ai", "seed=1"]})
+    assert cli.main(["run", "experiment=both", "labeler.agreement=0.6"]) == 2
+    own = "arms.rlhf=['labeler=simulated','seed=1','labeler.agreement=0.6']"
+    assert capsys.readouterr().err.endswith(f'it is a key of labeler=simulated; for that arm alone: "{own}"\n')
+    arms = prepare(["experiment=both", own], config.compose(["experiment=both", own]))
+    assert [arm.arm for arm in arms] == ["rlhf", "rlaif"]
+
+
+def test_a_mistake_in_a_sweep_names_its_job(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "conf/labeler/third.yaml").write_text("who: third\nsize: null\n")
+    assert cli.main(["run", "-m", "labeler=third,ai", "labeler.size=1", "seed=3"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "cai: job labeler=ai: labeler.size: unknown key 'size'. Allowed: who; it is a key of labeler=third\n"
+    )
 
 
 def test_a_configuration_without_schema_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,6 +451,15 @@ def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         cli.main(["run", "--nonsense"])
     with pytest.raises(SystemExit, match="2"):
         cli.main(["doctor", "seed=1"])
+    capsys.readouterr()
+    for arguments, message in (
+        (["preview", "sandbox", "--nun", "1"], "cai constitution preview: error: unknown arguments: --nun 1"),
+        (["diff", "sandbox"], "cai constitution diff: error: the following arguments are required: NEW"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["constitution", *arguments])
+        said = capsys.readouterr().err.splitlines()
+        assert said[0].startswith(f"usage: cai constitution {arguments[0]} ") and said[-1] == message
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["constitution", "check", "plain"]])

@@ -175,7 +175,7 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
     [
         (
             "labeler=simulated labeler.column=golld",
-            "label.labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: evasive,",
+            "label.labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: garbled,",
         ),
         (
             "experiment=rlhf data=hh data.source.path=hh.jsonl",

@@ -103,7 +103,7 @@ def test_check_finds_every_problem_in_the_order_of_lines(tmp_path: Path) -> None
     path = written(tmp_path, "nam: x\nprinciples:\n  - id: a b\n    statement: 3\nexamples: {}\n")
     problems = check(path)
     assert [problem.split(":")[1] for problem in problems] == ["1", "3", "3", "4", "5"]
-    with pytest.raises(ConstitutionError, match=r"\(and 4 more\)$"):
+    with pytest.raises(ConstitutionError, match=r"\(and 4 more; all of them: cai constitution check .*c\.yaml\)$"):
         load(path)
 
 

@@ -32,7 +32,7 @@ LAYERS = (
     ("cai.labelers", "cai.evaluation_sets"),
     ("cai.stages",),
     ("cai.store", "cai.report", "cai.nodes", "cai.serve"),
-    ("cai.pipeline", "cai.config"),
+    ("cai.pipeline", "cai.settings", "cai.config"),
     ("cai.workbench",),
     ("cai.commands", "cai.cli", "cai.__main__"),
 )
@@ -140,7 +140,7 @@ def test_stages_know_engines_and_labelers_by_protocol() -> None:
 
 
 def test_hydra_is_known_to_the_configuration_alone() -> None:
-    assert importers("hydra") | importers("omegaconf") <= {"cai.config", "cai.cli"}
+    assert importers("hydra") | importers("omegaconf") <= {"cai.config", "cai.settings", "cai.cli"}
 
 
 def test_trl_is_imported_in_three_files_at_most() -> None:

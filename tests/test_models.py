@@ -117,6 +117,11 @@ def test_a_path_that_is_no_model_says_what_is_near(tmp_path: Path, monkeypatch: 
     save(llama(40), word_tokenizer(), tmp_path / "mistletoe" / "model")
     with pytest.raises(ModelError, match="unknown model folder 'misteltoe'; did you mean 'mistletoe'"):
         load_causal_lm(tmp_path / "misteltoe")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ModelError, match=r"'other'; did you mean|no model folder beside it$"):
+        find_model(tmp_path / "other" / "modell")
+    with pytest.raises(ModelError, match=r"Allowed: mistletoe$"):
+        find_model(tmp_path / "othr")
     with pytest.raises(ModelError, match=r"has no config\.json; did you mean .*mistletoe/model"):
         load_tokenizer(tmp_path / "mistletoe")
     (tmp_path / "file").write_text("")

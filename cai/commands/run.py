@@ -18,7 +18,7 @@ import yaml
 
 from cai import config, constitution, pipeline
 from cai.commands import compare
-from cai.errors import CaiError, ConfigError, LabelsMissing, PromptError
+from cai.errors import CaiError, ConfigError, ConstitutionError, LabelsMissing, PromptError
 from cai.prompts import PromptFamily
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import Entry, Store
@@ -59,7 +59,7 @@ def prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepare
     arms = []
     for arm, command in _commands(overrides, settings.arms).items():
         try:
-            _check_arm(overrides, command)
+            _check_arm(arm, overrides, command)
             arms.append(_prepare_one(arm, overrides, config.compose(command)))
         except CaiError as error:
             raise type(error)(f"arm {arm}: {error}") from None
@@ -84,13 +84,16 @@ def _commands(overrides: Sequence[str], arms: Mapping[str, Sequence[str]]) -> di
     return {arm: [*overrides, *more] for arm, more in arms.items()}
 
 
-def _check_arm(overrides: Sequence[str], command: Sequence[str]) -> None:
+def _check_arm(arm: str, overrides: Sequence[str], command: Sequence[str]) -> None:
     """Raise ConfigError where an arm would replace what was asked for, in silence."""
     last = {item.partition("=")[0]: item for item in command}
     for asked in overrides:
         item = last.get(asked.partition("=")[0], asked)
         if item != asked and asked in command:
-            raise ConfigError(f"{asked} has no effect, since this arm has {item}; change the arm's own list")
+            raise ConfigError(
+                f"{asked} has no effect, since this arm has {item} and not every arm sets that key; change the arm's "
+                f'own list: "arms.{arm}=[...]"'
+            )
 
 
 def _prepare_one(arm: str | None, overrides: Sequence[str], settings: config.Settings) -> Prepared:
@@ -230,7 +233,10 @@ def _texts(settings: config.Settings, keys: Sequence[str]) -> dict[str, str]:
                 paths[where] = node["path"]
     texts: dict[str, str] = {}
     for where, path in paths.items():
-        text = Path(constitution.load(path).path).read_text(encoding="utf-8-sig")
+        try:
+            text = Path(constitution.load(path).path).read_text(encoding="utf-8-sig")
+        except ConstitutionError as error:
+            raise ConstitutionError(f"{where}: {error}") from None
         if where == "constitution":
             texts["constitution.yaml"] = text
         elif text != texts["constitution.yaml"]:

@@ -46,7 +46,10 @@ def find_model(path: str | Path) -> Path | None:
     # A relative path whose folder is here is a slip of the pen; one like org/name whose folder is not, an id.
     if _HUB_ID.fullmatch(str(path)) and (parent == Path() or not parent.is_dir()):
         return None
-    siblings = sorted(child.name for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
+    configs = [file for pattern in ("*/config.json", "*/*/config.json") for file in parent.glob(pattern)]
+    siblings = {file.relative_to(parent).parts[0] for file in configs}
+    if not siblings:
+        raise ModelError(f"{folder}: no such folder, and no model folder beside it")
     raise ModelError(f"{folder}: {unknown('model folder', folder.name, siblings)}")
 
 
