@@ -193,7 +193,9 @@ def _at_equal_length(match: Match, bootstrap: Bootstrap) -> Estimate | None:
     for seed, outcomes in match.outcomes.items():
         own_x, own_y = (np.asarray(v, dtype=np.float64) for v in (match.lengths[seed], outcomes))
         tables.append(_newton_table(seed, match.prompts[seed], own_x, own_y, fitted))
-    return bootstrap.estimate(tables, _rate_at_equal_length(fitted))
+    found = bootstrap.estimate(tables, _rate_at_equal_length(fitted))
+    # Student's t over few seeds does not know where rates end.
+    return found and replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def _logistic(x: Floats, y: Floats) -> Floats | None:
