@@ -118,7 +118,7 @@ def test_a_path_that_is_no_model_says_what_is_near(tmp_path: Path, monkeypatch: 
     with pytest.raises(ModelError, match="unknown model folder 'misteltoe'; did you mean 'mistletoe'"):
         load_causal_lm(tmp_path / "misteltoe")
     (tmp_path / "other").mkdir()
-    with pytest.raises(ModelError, match="no model folder beside it$"):
+    with pytest.raises(ModelError, match=r"no model folder beside it$"):
         find_model(tmp_path / "other" / "modell")
     with pytest.raises(ModelError, match=r"Allowed: mistletoe$"):
         find_model(tmp_path / "othr")

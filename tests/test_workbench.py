@@ -227,9 +227,18 @@ def test_revisions_of_untouched_prompts_are_not_made_again(run: Path, workdir: P
 def test_a_run_without_comparisons_is_refused(run: Path, workdir: Path) -> None:
     write_json(run / "run.json", {"command": ["cai", "run"], "stages": {"data": {"path": "x"}}})
     with pytest.raises(DataError, match="the run has no step 'revise'"):
-        diff("old.yaml", "old.yaml", SETTINGS, run)
+        diff("old.yaml", write(workdir, "new", EDITED), SETTINGS, run)
     with pytest.raises(DataError, match=r"is no run folder \(there is no run.json in it\)"):
         diff("old.yaml", "old.yaml", SETTINGS, workdir)
+
+
+def test_nothing_is_run_where_nothing_differs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(workdir, "old", OLD)
+    same = write(workdir, "same", "# a comment\n" + OLD.split("examples")[0].replace("name: old", "name: other"))
+    assert cli.main(["constitution", "diff", "old.yaml", same, *SETTINGS]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "no difference: the principles of old.yaml and same.yaml are the same\n" and not printed.err
+    assert not (workdir / "store").exists()
 
 
 # --- test and preview -------------------------------------------------------------------------------------------------
@@ -252,8 +261,20 @@ def test_the_command_fails_when_an_example_does(workdir: Path, capsys: pytest.Ca
     good = write(workdir, "good", OLD.split("  - {prompt: hello, better: go away")[0])
     assert cli.main(["constitution", "test", good, *SETTINGS]) == 0
     assert "good day" not in capsys.readouterr().out, "texts are shown of failures only"
-    assert cli.main(["constitution", "test", write(workdir, "none", OLD.split("examples")[0]), *SETTINGS]) == 0
-    assert "no examples; add some" in capsys.readouterr().out
+    assert cli.main(["constitution", "test", write(workdir, "none", OLD.split("examples")[0]), *SETTINGS]) == 1
+    assert capsys.readouterr().out.startswith("old: no examples, so nothing is tested; add some")
+
+
+def test_words_that_the_model_does_not_know_are_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write(workdir, "own", OLD.replace("be kind", "be courteous"))
+    said = re.compile(r"the model does not know these words: .*\bcourteous\b")
+    for command in (["test", name], ["preview", name, "--num", "2"]):
+        for _ in range(2):  # also when all answers are known
+            cli.main(["constitution", *command, *SETTINGS])
+            out, err = capsys.readouterr()
+            (line,) = [line for line in out.splitlines() if said.search(line)]
+            assert line.startswith(f"{command[0]}: ")
+            assert "revise: " not in err and (command[0] == "preview" or line in err.splitlines())
 
 
 def test_preview_is_what_a_run_does_with_the_same_prompts(workdir: Path) -> None:
@@ -386,6 +407,28 @@ def test_lint_judges_pairs_of_the_base_model_or_of_a_run(run: Path, capsys: pyte
     capsys.readouterr()
     assert cli.main(["constitution", "lint", "old.yaml", "--run", str(run), "--comparisons", "7"]) == 0
     assert "findings, on 7 pairs; 0 questions asked, 36 answers known" in capsys.readouterr().out
+
+
+def test_tags_that_no_prompt_has_are_found(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write(
+        workdir,
+        "own",
+        OLD.replace("[red_team]", "[redteam, helpful]").replace("id: kind,", "id: kind, applies_to: [redteam],"),
+    )
+    assert cli.main(["constitution", "lint", name, "--comparisons", "4", *SETTINGS]) == 0
+    said = capsys.readouterr()
+    out, err = " ".join(said.out.split()), said.err
+    assert "Tags: 1 findings unknown tag kind and safe applies_to, on no prompt" in out
+    assert "on no prompt of the data: unknown tag 'redteam'; did you mean 'red_team'? Allowed: helpful, red_team" in out
+    assert "labels: 12 questions to ask the judge, 0 known\n" in err
+    far = write(workdir, "far", "principles: [{id: a, axis: a, statement: a, applies_to: [red_tem]}]")
+    assert cli.main(["constitution", "lint", far, "--comparisons", "4", *SETTINGS]) == 0
+    assert "far: 1 findings, on 0 pairs; 0 questions asked" in capsys.readouterr().out
+    bench_ = bench(
+        write(workdir, "one", "principles: [{id: a, axis: a, statement: a, applies_to: [helpful]}]"), SETTINGS
+    )
+    (finding,) = lint.tag_findings(bench_, [c for c in lint.pairs_to_judge(bench_, 4) if "red_team" in c.prompt.tags])
+    assert (finding.kind, finding.evidence) == ("not judged", "applies to none of the 2 pairs, whose tags are red_team")
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------

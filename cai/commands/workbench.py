@@ -1,13 +1,16 @@
 """`cai constitution test|preview|diff|lint`: what the workbench finds, on the terminal."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cai.engines.journaled import unknown_line
 from cai.types import Comparison
+from cai.visible import visible
 from cai.workbench import show
-from cai.workbench.bench import Bench, bench, side
+from cai.workbench.bench import Bench, bench, side, unknown_words
 from cai.workbench.runs import command
 
 if TYPE_CHECKING:
@@ -26,11 +29,13 @@ def test(name: str, overrides: Sequence[str]) -> int:
     from cai.workbench.examples import judge_examples
 
     own = bench(name, overrides)
-    outcomes = judge_examples(own)
     out = show.console()
-    if not outcomes:
-        out.print(f"{own.constitution.name}: no examples; add some under examples: (docs/constitutions.md)")
-        return 0
+    if not own.constitution.examples:
+        out.print(f"{own.constitution.name}: no examples, so nothing is tested; add some (docs/constitutions.md)")
+        return 1
+    strange = _strange(own, "test", [t for e in own.constitution.examples for t in (e.prompt, e.better, e.worse)])
+    print("".join(f"{line}\n" for line in strange), end="", file=sys.stderr)
+    outcomes = judge_examples(own)
     rows: list[list[show.Cell]] = []
     for o in outcomes:
         verdict = "pass" if o.passes else "FAIL"
@@ -47,7 +52,8 @@ def test(name: str, overrides: Sequence[str]) -> int:
         )
     show.table(out, ["", "principle", "margin", "better first", "better second", "prompt"], rows, numbers=(2, 3, 4))
     passed = sum(outcome.passes for outcome in outcomes)
-    out.print(f"\n{own.constitution.name}: {passed} of {len(outcomes)} examples pass; {_asked(own)}")
+    passing = f"{own.constitution.name}: {passed} of {len(outcomes)} examples pass; {_asked(own)}"
+    out.print("\n" + "\n".join([*strange, passing]))
     for o in outcomes:
         if not o.passes:
             show.heading(out, f"FAIL {o.example.principle}: {_why(o.asked.shown_first, o.asked.shown_second)}")
@@ -74,8 +80,16 @@ def preview(name: str, prompts: Sequence[str], num: int, overrides: Sequence[str
     for number, one in enumerate(found, start=1):
         show.heading(out, f"{number} of {len(found)}  {' '.join(one.prompt.tags)}")
         _show_preview(one)
-    out.print(f"\n{own.constitution.name}: {_asked(own)}")
+    asked = [turn.content for one in found for turn in one.prompt.turns]
+    out.print("\n" + "\n".join([*_strange(own, "preview", asked), f"{own.constitution.name}: {_asked(own)}"]))
     return 0
+
+
+def _strange(bench: Bench, title: str, texts: Sequence[str]) -> list[str]:
+    """A line about words of the constitution's principles, and of `texts`, that the model does not know, if any."""
+    own = [text for p in bench.constitution.principles for text in (p.statement, p.critique, p.revision, p.comparison)]
+    counts = unknown_words(bench, [text for text in [*own, *texts] if text])
+    return [visible(unknown_line(counts, title))] if counts else []
 
 
 def _show_preview(one: "Preview") -> None:
@@ -113,10 +127,13 @@ def diff(old: str, new: str, run: str | None, overrides: Sequence[str]) -> int:
 
     found = compared(old, new, overrides, Path(run) if run else None)
     out = show.console()
+    if found is None:
+        out.print(f"no difference: the principles of {old} and {new} are the same")
+        return 0
     show.heading(out, f"Principles, {old} to {new}")
     show.table(out, ["principle", "axis", "edit"], [[e.principle, e.axis, e.what] for e in found.edits])
     if not found.edits:
-        out.print("none differs")
+        out.print("none differs; the examples that the judge is shown do")
     _show_revisions(found)
     _show_labels(found)
     old_labels = f", and {found.num_asked_old:,} about the old labels" if found.num_asked_old else ""
@@ -207,13 +224,16 @@ def lint(name: str, run: str | None, num: int, overrides: Sequence[str]) -> int:
     folder = Path(run) if run else None
     own = bench(name, [*(command(folder) if folder else ()), *overrides])
     out = show.console()
-    found = text_findings(own.constitution)
-    _show_findings("Texts", found)
-    answers = linting.answers(own, linting.pairs_to_judge(own, num, folder))
+    texts = text_findings(own.constitution)
+    _show_findings("Texts", texts)
+    pairs = linting.pairs_to_judge(own, num, folder)
+    tags = linting.tag_findings(own, pairs, folder)
+    _show_findings("Tags", tags)
+    answers = linting.answers(own, pairs)
     about = linting.label_findings(answers)
     _show_findings("Labels", about)
     judged = len({answer.comparison.id for asked in answers.values() for answer in asked})
-    out.print(f"\n{own.constitution.name}: {len(found) + len(about)} findings, on {judged:,} pairs; {_asked(own)}")
+    out.print(f"\n{own.constitution.name}: {len(texts + tags + about)} findings, on {judged:,} pairs; {_asked(own)}")
     return 0
 
 

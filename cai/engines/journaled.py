@@ -17,6 +17,7 @@ __all__ = [
     "tell_unknown",
     "tell_unused",
     "trimmed",
+    "unknown_line",
     "write_failed",
 ]
 
@@ -92,9 +93,14 @@ def trimmed(responses: Sequence[Response]) -> list[Response]:
 def tell_unknown(usage: Usage, title: str) -> None:
     """Say on stderr which words of its prompts the model's vocabulary lacks, the most frequent first."""
     if usage.unknown:
-        words = sorted(usage.unknown, key=lambda word: (-usage.unknown[word], word))
-        more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-        print(f"{title}: the model does not know these words: {', '.join(words[:_NAMED])}{more}", file=sys.stderr)
+        print(unknown_line(usage.unknown, title), file=sys.stderr)
+
+
+def unknown_line(counts: Mapping[str, int], title: str) -> str:
+    """One line that names unknown words, the most frequent first."""
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return f"{title}: the model does not know these words: {', '.join(words[:_NAMED])}{more}"
 
 
 def tell_unused(unused: Mapping[str, str], title: str) -> None:

@@ -86,6 +86,7 @@ class Revise:
         self._constitution = constitution
         self._seed = seed
         self._num_revisions = num_revisions
+        self.title = "revise"  # who says so, in what it says on stderr
         self._critique = critique
         self._respond = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
         self._temperature = temperature
@@ -105,7 +106,7 @@ class Revise:
         # A principle for the demonstrations' prompts is none that was misspelt, though only the labeler can use it.
         tags = {tag for p in (*prompts, *(d.prompt for d in demonstrations)) for tag in p.tags}
         unused = self._constitution.unused(tags)
-        tell_unused(unused, "revise")
+        tell_unused(unused, self.title)
         principles = self.drawn(prompts)
         run = _Run(self._factory(model=self._model), prompts, self._seed, output)
         first = run.respond(self._respond)
@@ -129,7 +130,7 @@ class Revise:
         write_json(output / "revise.json", {**counts, "num_sft": len(revised) + len(demonstrations)})
         if self._scorer is not None:
             write_rows(output / "scores.jsonl", _scores(self._scorer, prompts, by_step))
-        tell_unknown(run.engine.usage, "revise")
+        tell_unknown(run.engine.usage, self.title)
         totals = {name: float(value) for name, value in counts.items() if isinstance(value, int)}
         return {**totals, **cost_facts(run.engine.usage)}
 

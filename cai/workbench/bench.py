@@ -2,12 +2,13 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cai import config, constitution, pipeline
 from cai.constitution import Constitution, Principle
+from cai.engines.base import EnginePrompt
 from cai.errors import ConfigError
 from cai.labelers.ai import AILabeler
 from cai.labelers.judge import Question, Row
@@ -18,7 +19,7 @@ from cai.store import Entry, Store
 from cai.types import Comparison, Prompt, Response
 from cai.workbench.memory import Memory
 
-__all__ = ["Asked", "Bench", "bench", "comparison", "judged", "made", "revised", "side"]
+__all__ = ["Asked", "Bench", "bench", "comparison", "judged", "made", "revised", "side", "unknown_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,25 @@ def made(bench: Bench, *steps: str) -> dict[str, Entry]:
     return entries
 
 
-def revised(bench: Bench, prompts: Sequence[Prompt], data: Path) -> Entry:
-    """What the stage revise makes of these prompts of the data in a folder: found in the store, or made now."""
+def unknown_words(bench: Bench, texts: Sequence[str]) -> Mapping[str, int]:
+    """How often each word of these texts occurs that the judge's vocabulary lacks, whether it is asked or its answers
+    are known; none where the judge is on a server.
+    """
+    from cai.engines.texts import Texts
+    from cai.models.loading import load_tokenizer
+
+    if bench.labeler.judge.texts()["judge"].startswith("served:"):
+        return {}
+    known = Texts(load_tokenizer(bench.settings.labeler["model"]))
+    return known.unknown_words(known.encode([EnginePrompt(text=text) for text in texts]))
+
+
+def revised(bench: Bench, prompts: Sequence[Prompt], data: Path, title: str) -> Entry:
+    """What the stage revise makes of these prompts of the data in a folder: found in the store, or made now. What it
+    has to say goes by `title`, the command's name.
+    """
     stage = config.build(bench.settings, ["revise"])["revise"]
+    stage.title = title
     planned = Planned(Step("revise", "revise"), stage, bench.settings.nodes()["revise"], stage.texts())
 
     def build(folder: Path) -> dict[str, float]:

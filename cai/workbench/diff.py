@@ -85,14 +85,17 @@ class Diff:
     num_revised: int
 
 
-def diff(old: str, new: str, overrides: Sequence[str], run: Path | None = None) -> Diff:
+def diff(old: str, new: str, overrides: Sequence[str], run: Path | None = None) -> Diff | None:
     """Compare two constitutions on the comparisons of the run in folder `run`, with the settings of that run, or on
-    those that `overrides` make under the old one; they are shared with later runs through the store.
+    those that `overrides` make under the old one; they are shared with later runs through the store. None at once where
+    nothing that a stage reads differs.
     """
     given = [*(command(run) if run else ()), *overrides]
     before, after = bench(old, given), bench(new, given)
-    folders = outputs(run) if run else {name: entry.path for name, entry in made(before, *_STEPS).items()}
     edits = tuple(_edits(before.constitution, after.constitution))
+    if not edits and before.labeler.judge.settings() == after.labeler.judge.settings():
+        return None
+    folders = outputs(run) if run else {name: entry.path for name, entry in made(before, *_STEPS).items()}
     return Diff(edits=edits, **_labels(before, after, folders), **_revisions(before, after, folders))
 
 
@@ -193,8 +196,8 @@ def _revisions(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[st
     num_revised = 0
     if touched:
         known = folders["revise"] if _made_under(before, "revise", folders["revise"]) else None
-        steps = _by_id(known or revised(before, touched, folders["data"]).path)
-        fresh = revised(after, touched, folders["data"])
+        steps = _by_id(known or revised(before, touched, folders["data"], "diff").path)
+        fresh = revised(after, touched, folders["data"], "diff")
         num_revised = 0 if fresh.cached else len(touched)
         for name, step in _by_id(fresh.path).items():
             if (step.revision, step.rejected) != (steps[name].revision, steps[name].rejected):

@@ -13,16 +13,16 @@ from typing import Final
 from cai import config
 from cai.engines.base import EngineFactory, EnginePrompt, Sampling
 from cai.engines.journaled import generate_journaled, trimmed
-from cai.errors import ConfigError
+from cai.errors import ConfigError, unknown
 from cai.models.digest import model_digest
 from cai.records import read_records, write_records
 from cai.store import Entry
-from cai.types import Comparison, Prompt
+from cai.types import Comparison, Demonstration, Prompt
 from cai.workbench.bench import Asked, Bench, judged, made, side
 from cai.workbench.runs import outputs
 from cai.workbench.wording import Finding, num_negations, num_words
 
-__all__ = ["answers", "label_findings", "pairs_to_judge"]
+__all__ = ["answers", "label_findings", "pairs_to_judge", "tag_findings"]
 
 _FEWEST: Final = 10  # questions, below which a share says nothing
 _OPPOSED: Final = 0.5  # share of the pairs that both principles decide, on which they decide otherwise
@@ -75,6 +75,31 @@ def _sampled(bench: Bench, num: int) -> Entry:
 
     material = {"sample": settings, "seed": bench.settings.seed, "model": model_digest(model), "num": num}
     return bench.store.get(material | {"data": data.fingerprint}, build, name="pairs")
+
+
+def tag_findings(bench: Bench, comparisons: Sequence[Comparison], run: Path | None = None) -> list[Finding]:
+    """Tags in `applies_to` that are on no prompt of the data (of the run's), and principles that apply to none of the
+    pairs to judge, of which the labels therefore say nothing.
+    """
+    data = outputs(run)["data"] if run else made(bench, "data")["data"].path
+    prompts = [p for name in ("red_team", "comparisons") for p in read_records(data / f"{name}.jsonl", Prompt)]
+    prompts += [d.prompt for d in read_records(data / "demonstrations.jsonl", Demonstration)]
+    tags = {tag for prompt in prompts for tag in prompt.tags}
+    wanting: dict[str, list[str]] = {}
+    for principle in bench.constitution.principles:
+        for tag in sorted(set(principle.applies_to) - tags):
+            wanting.setdefault(tag, []).append(principle.id)
+    found = [
+        Finding("unknown tag", tuple(names), f"applies_to, on no prompt of the data: {unknown('tag', tag, tags)}")
+        for tag, names in wanting.items()
+    ]
+    here = {tag for c in comparisons for tag in c.prompt.tags}
+    for principle in bench.constitution.principles:
+        own = tags.intersection(principle.applies_to)
+        if own and not own & here:
+            pairs = f"applies to none of the {len(comparisons):,} pairs, whose tags are {', '.join(sorted(here))}"
+            found.append(Finding("not judged", (principle.id,), pairs))
+    return found
 
 
 def answers(bench: Bench, comparisons: Sequence[Comparison]) -> dict[str, list[Asked]]:

@@ -4,6 +4,7 @@ A file `<store>/answers/<judge>.journal` for every judge (its weights, template,
 per question. A question is known by everything that it shows, so nothing in it can change without its being asked anew.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,10 @@ class Memory:
             journal = Journal(self._path, _Answer)
             known = {answer.id: answer for answer in journal.read()} | self._told
             new = list({name: q for name, q in zip(ids, questions, strict=True) if name not in known}.items())
+            if new:
+                print(
+                    f"{title}: {len(new):,} questions to ask the judge, {len(ids) - len(new):,} known", file=sys.stderr
+                )
             with progress(title, total=len(new), unit="questions") as bar:
                 for start in range(0, len(new), _BATCH):
                     batch = new[start : start + _BATCH]

@@ -36,7 +36,7 @@ def preview(bench: Bench, texts: Sequence[str], num: int) -> list[Preview]:
     data = made(bench, "data")["data"].path
     prompts = [_given(bench, text) for text in dict.fromkeys(texts)] or _own(bench, data, num)
     steps: dict[str, list[Revision]] = defaultdict(list)
-    for revision in read_records(revised(bench, prompts, data).path / "revisions.jsonl", Revision):
+    for revision in read_records(revised(bench, prompts, data, "preview").path / "revisions.jsonl", Revision):
         steps[revision.prompt.id].append(revision)
     asked = []
     for prompt in prompts:
