@@ -30,8 +30,7 @@ Figure = Mapping[str, Any]
 def swept(name: str, seeds: str, work: Path) -> dict[str, Any]:
     """The report of an ablation's sweep."""
     command = [sys.executable, "-m", "cai", "run", "-m", f"experiment=ablation_{name}", f"seed={seeds}"]
-    place = [f"out={work / 'runs'}", f"store={work / 'store'}"]
-    subprocess.run([*command, *place], check=True)
+    subprocess.run(command, check=True, cwd=work)
     found: dict[str, Any] = read_json(work / "runs" / f"sweep-ablation_{name}-seed={seeds}" / "report.json")
     return found
 

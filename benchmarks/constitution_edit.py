@@ -42,7 +42,10 @@ def variants(folder: Path) -> dict[str, Path]:
     files = {}
     for name, chosen in texts.items():
         files[name] = folder / f"{name.replace(' ', '').replace('+', 'with_').replace('-', 'without_')}.yaml"
-        write_text(files[name], yaml.safe_dump(document | {"principles": chosen}, sort_keys=False))
+        ids = {principle["id"] for principle in chosen}
+        examples = [example for example in document.get("examples", ()) if example.get("principle") in ids]
+        text = yaml.safe_dump(document | {"principles": chosen, "examples": examples}, sort_keys=False)
+        write_text(files[name], text)
     return files
 
 

@@ -37,7 +37,10 @@ GROUPS = (
     "labeler.groups={plain:{gold:1},polite:{gold:1,polite:1.5},brief:{gold:1,num_words:-0.15},"
     "strict:{gold:1,harmful_compliance:-2},frank:{gold:1,polite:-1.5}}"
 )
-LABELER = ["labeler=simulated", "labeler.num_people=20", "labeler.num_labels=5", GROUPS, "labeler.spread=0.5"]
+LABELER = [
+    *("labeler=simulated", "labeler.num_people=20", "labeler.num_labels=5", GROUPS, "labeler.spread=0.5"),
+    "labeler.agreement=0.66",  # as in AlpacaFarm; people of such different values cannot agree at 72.6 %
+]
 SHARE = "0.2"  # of the prompts, which the reward models do not see
 Rows = dict[int, list[tuple[str, float]]]  # by seed: prompt, agrees
 
