@@ -109,6 +109,16 @@ def rate_study(rate: float, num_seeds: int, between: float) -> Study:
     return lambda rng, bootstrap: (bootstrap.estimate(events(rng, range(num_seeds), rate, between)), rate)
 
 
+def rate_difference_study(first: float, second: float) -> Study:
+    """The difference of two rates, three seeds, which differ by as much (sd) as the rates are."""
+
+    def study(rng: np.random.Generator, bootstrap: Bootstrap) -> tuple[Estimate | None, float]:
+        a, b = (events(rng, range(3), rate, rate) for rate in (first, second))
+        return bootstrap.difference(a, b), first - second
+
+    return study
+
+
 def difference_study(num_seeds: int, between: float, *, paired: bool = True) -> Study:
     """The difference of two arms, on the same prompts and seeds or on others."""
 
@@ -196,6 +206,10 @@ STUDIES: dict[str, Study] = {
     "rate of 30 %, 3 seeds, sd 3 points": rate_study(0.3, 3, 0.03),
     "rate of 30 %, 3 seeds, sd 10 points": rate_study(0.3, 3, 0.1),
     "rate of 5 %, 5 seeds, sd 2 points": rate_study(0.05, 5, 0.02),
+    "rate of 1 %, 3 seeds, sd 1 point": rate_study(0.01, 3, 0.01),
+    "rate of 99 %, 3 seeds, sd 1 point": rate_study(0.99, 3, 0.01),
+    "rate of 1 %, 5 seeds, sd 1 point": rate_study(0.01, 5, 0.01),
+    "rates of 1 % and 3 %, 3 seeds, sd as much": rate_difference_study(0.01, 0.03),
     "difference, 1 seed": difference_study(1, 0.0),
     "difference, 3 seeds, sd 0.1": difference_study(3, 0.1),
     "difference, 3 seeds against 3 others": difference_study(3, 0.1, paired=False),
@@ -229,26 +243,31 @@ def coverage(study: Study, num: int, seed: int = 0) -> dict[str, float]:
 
 # --- error rates of tests ---------------------------------------------------------------------------------------------
 
-# Two arms with the same labeler: (seeds of the first, seeds of the second, how much seeds differ, sd of the rates).
-NULLS: dict[str, tuple[range, range, float]] = {
-    "3 seeds against 3 others": (range(3), range(3, 6), 0.05),
-    "3 seeds against 3 others that do not differ": (range(3), range(3, 6), 0.0),
-    "5 seeds against 5 others": (range(5), range(5, 10), 0.05),
-    "3 seeds, the same in both arms": (range(3), range(3), 0.05),
-    "1 seed, models that do not differ": (range(1), range(1), 0.0),
+# Two arms with the same labeler: seeds of the first, seeds of the second, how much seeds differ (sd of the rates), and
+# the rates of the two metrics.
+Null = tuple[range, range, float, tuple[float, float]]
+USUAL, RARE = (0.3, 0.8), (0.01, 0.01)
+NULLS: dict[str, Null] = {
+    "3 seeds against 3 others": (range(3), range(3, 6), 0.05, USUAL),
+    "3 seeds against 3 others that do not differ": (range(3), range(3, 6), 0.0, USUAL),
+    "5 seeds against 5 others": (range(5), range(5, 10), 0.05, USUAL),
+    "3 seeds, the same in both arms": (range(3), range(3), 0.05, USUAL),
+    "1 seed, models that do not differ": (range(1), range(1), 0.0, USUAL),
+    "rates of 1 %, 3 seeds against 3 others": (range(3), range(3, 6), 0.01, RARE),
+    "rates of 1 %, 3 seeds, the same in both arms": (range(3), range(3), 0.01, RARE),
 }
 # A warning, and why the report asks for three seeds: here training noise is taken for a difference.
-TOO_FEW: dict[str, tuple[range, range, float]] = {"1 seed each, seeds differ": (range(1), range(1), 0.05)}
+TOO_FEW: dict[str, Null] = {"1 seed each, seeds differ": (range(1), range(1), 0.05, USUAL)}
 
 
-def null_rates(seeds: tuple[range, range, float], num: int) -> dict[str, float]:
+def null_rates(null: Null, num: int) -> dict[str, float]:
     """Share of null comparisons that show a difference: in one metric, and in any of two after Holm's correction."""
     rng, bootstrap = np.random.default_rng(1), Bootstrap(num_draws=DRAWS)
-    first, second, between = seeds
+    first, second, between, rates = null
     alone = any_metric = 0
     for _ in range(num):
         p_values = []
-        for rate in (0.3, 0.8):
+        for rate in rates:
             found = bootstrap.difference(events(rng, first, rate, between), events(rng, second, rate, between))
             assert found is not None and found.p_value is not None
             p_values.append(found.p_value)

@@ -21,7 +21,8 @@ Key = tuple[str, int, int]  # comparison id and the two responses
 class Judged:
     """One arm in one seed: judgments, the prompt of each comparison, and what is known of gold: differences by pair
     from whoever labelled by gold, or else the (agreement, number of pairs) that the label stage counted itself.
-    `by_comparison` are the labels.
+    `by_comparison` are the labels. `sampled` tells the responses that they are about: comparisons are named by their
+    prompts, and those of another model have the same names.
     """
 
     judgments: list[Judgment]
@@ -29,6 +30,7 @@ class Judged:
     prompts: dict[str, str]
     gold: dict[Key, float]
     counted: tuple[float, int] | None
+    sampled: str
 
     def labels(self) -> Iterator[tuple[Key, float]]:
         """The label of every pair of sampled responses: probability of the pair's first response."""
@@ -66,6 +68,7 @@ def judged_by_arm(runs: Sequence[Run]) -> dict[str, dict[int, Judged]]:
                 prompts[_sampled(run)],
                 gold[_sampled(run)],
                 _counted(run),
+                _sampled(run),
             )
             for run in own
         }

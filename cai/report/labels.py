@@ -62,10 +62,13 @@ class ArmLabels:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """All arms' labels, and the agreement of every two arms on the comparisons they share."""
+    """All arms' labels, and the agreement of every two arms on the comparisons they share; `apart` are every two that
+    in some seed (or all) labelled different responses, which is then not counted.
+    """
 
     arms: tuple[ArmLabels, ...]
     between: tuple[Agreement, ...]
+    apart: tuple[tuple[str, str], ...]
     has_gold: bool
 
 
@@ -77,8 +80,10 @@ def read_labels(arms: Mapping[str, Mapping[int, Judged]], bootstrap: Bootstrap) 
 def labels_of_arms(arms: Mapping[str, Mapping[int, Judged]], estimator: Estimator) -> Labels:
     """Every arm's figures, and the agreement of every two."""
     between = [_between(a, b, arms[a], arms[b], estimator) for a, b in combinations(arms, 2)]
+    shared = {(a, b): arms[a].keys() & arms[b].keys() for a, b in combinations(arms, 2)}
+    apart = tuple((a, b) for (a, b), seeds in shared.items() if len(_alike(arms[a], arms[b])) < len(seeds))
     found = tuple(_arm(arm, judged, estimator) for arm, judged in arms.items())
-    return Labels(found, tuple(b for b in between if b is not None), any(arm.gold for arm in found))
+    return Labels(found, tuple(b for b in between if b is not None), apart, any(arm.gold for arm in found))
 
 
 def prompts_by_seed(arms: Iterable[Mapping[int, Judged]]) -> dict[int, set[str]]:
@@ -199,7 +204,7 @@ def _between(
 ) -> Agreement | None:
     """Two arms' labels on the same pairs of the same seed."""
     rows = {}
-    for seed in sorted(judged_a.keys() & judged_b.keys()):
+    for seed in _alike(judged_a, judged_b):
         other = dict(judged_b[seed].labels())
         rows[seed] = [
             (judged_a[seed].prompt(key), p > 0.5, other[key] > 0.5)
@@ -207,3 +212,8 @@ def _between(
             if p != 0.5 and other.get(key, 0.5) != 0.5
         ]
     return estimator.agreement(a, b, rows)
+
+
+def _alike(judged_a: Mapping[int, Judged], judged_b: Mapping[int, Judged]) -> list[int]:
+    """The seeds in which both labelled the same responses."""
+    return sorted(s for s in judged_a.keys() & judged_b.keys() if judged_a[s].sampled == judged_b[s].sampled)

@@ -5,7 +5,7 @@ from typing import Any
 
 from cai.report.labels import Labels
 from cai.report.measures import Measures
-from cai.report.runs import Policy, Run
+from cai.report.runs import MANY, Policy, Run
 from cai.report.statistics import SEEDS
 from cai.report.wins import WinRate
 from cai.report.words import joined
@@ -24,6 +24,13 @@ def limits(runs: Sequence[Run], measures: Measures, labels: Labels | None, rates
             "Many differences are shown. Within each pair of policies their p-values are adjusted for their number "
             "(Holm); over the whole page they are not. "
             + (f"Declared beforehand to be what counts: {declared}." if declared else "No metric was declared.")
+        )
+    if labels and labels.apart:
+        which = joined([f"{a} and {b}" for a, b in labels.apart])
+        found.append(
+            "Labels are compared only where they are about the same responses, which "
+            + (f"{len(labels.apart)} pairs of arms" if len(labels.apart) > MANY else f"those of {which}")
+            + " are not in all seeds."
         )
     labelled = {arm.arm: arm.labeler for arm in labels.arms} if labels else {}
     own_judge = [run.arm for run in runs if _same_judge(run)]

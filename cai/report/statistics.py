@@ -100,7 +100,7 @@ class Bootstrap:
         if statistic is mean_of and all(t.is_rate for t in tables):
             events = value * result.num
             if spread.variance == 0 or min(events, result.num - events) < FEW:
-                return self._wilson(result, replace(spread, df=math.inf), "wilson")
+                return self._wilson(result, spread, "wilson")
             if len(tables) >= SEEDS:
                 return self._wilson(result, spread, "seeds")
         if len(tables) >= SEEDS:
@@ -145,7 +145,7 @@ class Bootstrap:
             per_seed={s: sum(weight * e.per_seed[s] for weight, e in known) for s in sorted(seeds)},
         )
         if any(e.method == "wilson" for _, e in known):
-            return self._mover(result, known, margin)
+            return self._mover(result, known, self._spread_of(parts, [], statistic).df, margin)
         if 0 < len(seeds) < SEEDS or any(len(e.per_seed) < SEEDS for _, e in known):
             own = [(weight, self._draws(_counting(tables, statistic), statistic)) for weight, tables in parts]
             return self._percentiles(result, _weighted(own), margin)
@@ -222,15 +222,18 @@ class Bootstrap:
         return replace(result, low=low, high=high, method=method)
 
     def _mover(
-        self, result: Estimate, parts: Sequence[tuple[float, Estimate]], margin: float | None = None
+        self, result: Estimate, parts: Sequence[tuple[float, Estimate]], df: float, margin: float | None
     ) -> Estimate:
-        """Interval of a contrast from those of its parts (Newcombe 1998, method 10); ignores pairing, so it is wide."""
+        """Interval of a contrast from those of its parts (Newcombe 1998, method 10); ignores pairing, so it is wide.
+
+        P-values are Student's with the degrees of freedom `df`, and below .05 where the interval leaves out 0.
+        """
         down = [w * (e.value - (e.low if w > 0 else e.high)) for w, e in parts]
         up = [w * ((e.high if w > 0 else e.low) - e.value) for w, e in parts]
         below, above = math.hypot(*down), math.hypot(*up)
-        z = _Spread(0.0, math.inf).quantile(self._level)
+        reach = _Spread(0.0, df).quantile(self._level)
         result = replace(result, low=result.value - below, high=result.value + above, method="mover")
-        return _tested(result, (below / z, above / z), math.inf, margin)
+        return _tested(result, (below / reach, above / reach), df, margin)
 
 
 def _tested(result: Estimate, errors: tuple[float, float], df: float, margin: float | None) -> Estimate:

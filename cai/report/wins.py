@@ -88,14 +88,16 @@ def judged_pair(stage: str, run: Run, policies: Sequence[Policy]) -> tuple[str, 
 
 
 def _opponent(stage: str, run: Run, policies: Sequence[Policy]) -> str | None:
-    """Whom the arm of `run` was judged against in `stage`: win_rate is SL-CAI, win_rate_over_<arm> another arm."""
+    """Whom the arm of `run` was judged against in `stage`: win_rate is SL-CAI, win_rate_over_<arm> another arm of the
+    same job, whose folder lies beside this one's; other jobs of a sweep have arms of that name too.
+    """
     if stage == "win_rate":
         return next((p.name for p in policies if p.kind == "sl_cai" and (not p.arms or run.arm in p.arms)), None)
     if not stage.startswith("win_rate_over_"):
         return None
-    name = stage.removeprefix("win_rate_over_")
+    folder = run.folder.resolve().parent / stage.removeprefix("win_rate_over_")
     others = (p for p in policies if p.kind == "policy" and run.seed in p.evaluations)
-    return next((p.name for p in others if any(r.folder.name == name for r in p.runs if r.seed == run.seed)), None)
+    return next((p.name for p in others if any(r.folder.resolve() == folder for r in p.runs)), None)
 
 
 def _matches_of(first: Policy, second: Policy, by_seed: Mapping[int, list[dict[str, Any]]]) -> Iterator[Match]:

@@ -260,7 +260,7 @@ def _winner(rate: WinRate) -> str:
 def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> list[tuple[str, str]]:
     """Agreement of labelers, the human ceiling, and the reward models beside it."""
     parts = []
-    for found in labels.between if labels else ():
+    for found in labels.between if labels and len(labels.arms) <= MANY else ():  # of more, the table tells
         chance = f" (kappa {with_interval(found.kappa, '')})" if found.kappa else ""
         parts.append(
             f"The labels of {found.first} and {found.second} agree on {with_interval(found.raw, '%')} of pairs{chance}."
