@@ -33,9 +33,9 @@ NAN = float("nan")
 # --- made-up measurements ---------------------------------------------------------------------------------------------
 
 
-def prompts(seed: int, shared: bool = False, samples: int = SAMPLES) -> list[str]:
+def prompts(seed: int, shared: bool = False, samples: int = SAMPLES, num: int = PROMPTS) -> list[str]:
     """Names of the prompts of one seed, each as often as it has responses."""
-    return [f"{'all' if shared else seed}-{i}" for i in range(PROMPTS) for _ in range(samples)]
+    return [f"{'all' if shared else seed}-{i}" for i in range(num) for _ in range(samples)]
 
 
 def means(
@@ -53,14 +53,18 @@ def means(
     return tables
 
 
-def events(rng: np.random.Generator, seeds: range, rate: float, between: float) -> list[Table]:
+def events(
+    rng: np.random.Generator, seeds: range, rate: float, between: float, *, num_prompts: int = PROMPTS
+) -> list[Table]:
     """Events at `rate`; that of a seed differs by `between` (sd), those of prompts by about as much as rates can."""
     tables = []
     for seed in seeds:
         own = beta(rng, rate, between) if between else rate
-        chance = rng.beta(4 * own, 4 * (1 - own), size=(PROMPTS, 1)) if 0 < own < 1 else np.full((PROMPTS, 1), own)
-        values = (rng.random((PROMPTS, SAMPLES)) < chance).astype(float)
-        tables.append(mean_table(seed, prompts(seed), values.ravel(), is_rate=True))
+        chance = (
+            rng.beta(4 * own, 4 * (1 - own), size=(num_prompts, 1)) if 0 < own < 1 else np.full((num_prompts, 1), own)
+        )
+        values = (rng.random((num_prompts, SAMPLES)) < chance).astype(float)
+        tables.append(mean_table(seed, prompts(seed, num=num_prompts), values.ravel(), is_rate=True))
     return tables
 
 
@@ -157,11 +161,13 @@ def win_study(edge: float, *, num_seeds: int = 1, between: float = 0.0) -> Study
 
 def length_study(num_seeds: int = 1, between: float = 0.0) -> Study:
     """A win rate at equal length, where the first is longer by a third and length wins."""
+    spread = np.random.default_rng(0).normal(0, between, size=100_000)
+    truth = float((1 / (1 + np.exp(0.2 + spread))).mean())
 
     def study(rng: np.random.Generator, bootstrap: Bootstrap) -> tuple[Estimate | None, float]:
         met = meeting(rng, "B", "A", -0.2, ties=0.0, slope=1.5, longer=0.3, between=between, seeds=range(num_seeds))
         (rate,) = win_rates([met], bootstrap)
-        return rate.at_equal_length, 1 / (1 + math.exp(0.2))
+        return rate.at_equal_length, truth
 
     return study
 
@@ -218,6 +224,7 @@ STUDIES: dict[str, Study] = {
     "win rate with ties, 3 seeds": win_study(0.5, num_seeds=3, between=0.3),
     "win rate at equal length, 1 seed": length_study(),
     "win rate at equal length, 3 seeds": length_study(3),
+    "win rate at equal length, 3 seeds that differ": length_study(3, 0.5),
     "Elo of one of three, 1 seed": elo_study(1),
     "Elo of one of three, 3 seeds": elo_study(3),
     "kappa, 1 seed": kappa_study(),
@@ -276,16 +283,16 @@ def null_rates(null: Null, num: int) -> dict[str, float]:
     return {"one_metric": alone / num, "any_of_two_after_holm": any_metric / num}
 
 
-def equivalence_errors(num_seeds: int, num: int) -> float:
-    """Share of studies called equal whose truth lies on the margin."""
+def called_equal(num_seeds: int, apart: float, num: int) -> float:
+    """Share of studies called equal whose two rates are `apart`: an error on the margin, the test's power at 0."""
     rng, bootstrap = np.random.default_rng(2), Bootstrap(num_draws=DRAWS)
-    fooled = 0
+    equal = 0
     for _ in range(num):
-        a, b = (events(rng, range(num_seeds), rate, 0.0) for rate in (0.3 + MARGIN, 0.3))
+        a, b = (events(rng, range(num_seeds), rate, 0.0, num_prompts=1500) for rate in (0.3 + apart, 0.3))
         found = bootstrap.difference(a, b, margin=MARGIN)
         assert found is not None and found.p_equal is not None
-        fooled += found.p_equal < 0.05
-    return fooled / num
+        equal += found.p_equal < 0.05
+    return equal / num
 
 
 def main() -> None:
@@ -308,11 +315,10 @@ def main() -> None:
         print(f"\n{title + ', called a difference':<52}{'one':>9}{'any of 2':>9}")
         for name, row in figures[title].items():
             print(f"{name:<52}{100 * row['one_metric']:>7.1f} %{100 * row['any_of_two_after_holm']:>7.1f} %")
-    figures["equivalence"] = {f"{n} seeds": equivalence_errors(n, num) for n in (1, 3)}
-    print(
-        "\ncalled equal, truth on the margin: "
-        + ", ".join(f"{n} {100 * e:.1f} %" for n, e in figures["equivalence"].items())
-    )
+    for title, apart in (("equivalence", MARGIN), ("power of equivalence", 0.0)):
+        figures[title] = {f"{n} seeds": called_equal(n, apart, num) for n in (1, 3)}
+        told = ", ".join(f"{n} {100 * share:.1f} %" for n, share in figures[title].items())
+        print(f"\ncalled equal, 1500 prompts, truth {100 * apart:.0f} points apart: {told}")
     figures["seconds"] = time.perf_counter() - start
     if args.output:
         write_json(args.output, figures)

@@ -2,10 +2,12 @@
 
 import coverage
 import pytest
+from scipy.stats import binom
 
 pytestmark = pytest.mark.slow
 
 NUM = 300  # of 95 %, one sd is 1.3 points; seeds are fixed, so what passes goes on passing
+MOST = float(binom.ppf(0.99, NUM, 0.05)) / NUM  # a test at 5 % errs more often in one of a hundred such simulations
 
 
 @pytest.mark.parametrize("name", coverage.STUDIES)
@@ -17,7 +19,7 @@ def test_intervals_hold_the_truth(name: str) -> None:
 @pytest.mark.parametrize("name", coverage.NULLS)
 def test_a_null_comparison_is_no_difference(name: str) -> None:
     found = coverage.null_rates(coverage.NULLS[name], NUM)
-    assert found["one_metric"] <= 0.09 and found["any_of_two_after_holm"] <= 0.09, found
+    assert max(found.values()) <= MOST, found
 
 
 def test_drawing_seeds_again_would_not_do() -> None:
@@ -28,4 +30,6 @@ def test_drawing_seeds_again_would_not_do() -> None:
 
 @pytest.mark.parametrize("num_seeds", [1, 3])
 def test_what_lies_on_the_margin_is_not_called_equal(num_seeds: int) -> None:
-    assert coverage.equivalence_errors(num_seeds, NUM) <= 0.09
+    """And what is equal is: otherwise a test that never says so would pass."""
+    assert coverage.called_equal(num_seeds, coverage.MARGIN, NUM) <= MOST
+    assert coverage.called_equal(num_seeds, 0.0, NUM // 3) >= 0.5

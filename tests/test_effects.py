@@ -139,6 +139,17 @@ def test_levels_that_never_met_have_no_effect(tmp_path: Path) -> None:
     assert [(e.key, e.num_settings) for e in effects] == [("constitution", 1), ("rl.beta", 1)]
 
 
+def test_a_job_that_failed_costs_a_setting_and_not_a_seed(tmp_path: Path) -> None:
+    folders = grid(tmp_path)[:-1]
+    report = gather(folders, num_draws=200)
+    assert [(e.key, e.num_settings) for e in report.effects] == [("constitution", 1), ("rl.beta", 1)]
+    for effect in report.effects:
+        assert all(len(e.per_seed) == 3 for e in effect.columns.values())
+    assert effect.columns["harmful_compliance"].method == "seeds"
+    (told,) = [text for text in report.limits if text.startswith("Not all 3 seeds are behind every comparison")]
+    assert "On 2," in told and "constitution=hard rl.beta=0.2 against" in told
+
+
 def test_one_key_has_differences_and_no_main_effects(tmp_path: Path) -> None:
     policies = policies_of(read_runs(grid(tmp_path, GRID[:2])))
     assert main_effects(policies, measured(policies), Bootstrap(num_draws=200), ()) == []

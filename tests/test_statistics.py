@@ -396,3 +396,46 @@ def test_calibration_error_of_honest_and_of_overconfident_predictions() -> None:
 def test_probability_one_is_in_the_last_bin() -> None:
     (last,) = calibration([calibration_table(0, ["p"], [1.0], [1.0])])
     assert (last.low, last.high, last.num) == (0.9, 1.0, 1)
+
+
+# --- seeds that are missing, and where figures end --------------------------------------------------------------------
+
+
+def test_a_missing_seed_does_not_turn_a_study_of_seeds_into_one_of_prompts() -> None:
+    """Parts of three seeds that share two are compared as if they were others; to cut them would claim certainty."""
+    rng = np.random.default_rng(12)
+    a, b = ([mean_table(s, names(200, f"{s}-"), rng.normal(s % 3, 0.1, size=200)) for s in seeds]
+            for seeds in ((0, 1, 2), (1, 2, 3)))  # fmt: skip
+    found = Bootstrap(num_draws=300).difference(a, b)
+    own = [[t.sums[:, 0].mean() for t in tables] for tables in (a, b)]
+    assert found is not None and found.method == "seeds" and found.per_seed == {}
+    assert found.p_value == pytest.approx(scipy.stats.ttest_ind(*own, equal_var=False).pvalue, abs=0.01)
+
+
+def test_figures_stay_where_they_can_be() -> None:
+    rng = np.random.default_rng(5)
+    kappas, shares, rates = [], [], []
+    for s, (wrong, mean) in enumerate(((0.02, 0.95), (0.05, 0.99), (0.005, 0.85))):
+        first = rng.random(200) < 0.5
+        kappas.append(kappa_table(s, names(200, f"{s}-"), list(first), list(first ^ (rng.random(200) < wrong))))
+        values = np.clip(rng.normal(mean, 0.02, 200), 0, 1)
+        shares.append(mean_table(s, names(200, f"{s}-"), values, bounds=(0.0, 1.0)))
+        rates.append(mean_table(s, names(200, f"{s}-"), (np.arange(200) < 60 * s).astype(float)))
+    bootstrap = Bootstrap(num_draws=300)
+    for estimate in (bootstrap.estimate(kappas, kappa_of), bootstrap.estimate(shares)):
+        assert (
+            estimate is not None and estimate.method == "seeds" and estimate.low < estimate.value < estimate.high == 1
+        )
+    other = [mean_table(s, names(200, f"{s}-"), (np.arange(200) < 20 + 85 * (2 - s)).astype(float)) for s in range(3)]
+    difference = bootstrap.difference(rates, other)
+    assert difference is not None and (difference.low, difference.high) == (-1.0, 1.0)
+
+
+def test_seeds_with_many_prompts_of_different_number_have_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.report.resampling.MAX_CELLS", 10_000)  # 100 draws of 100 prompts, 50 of 200
+    rng = np.random.default_rng(13)
+    a, b = (
+        [mean_table(s, names(100 * (s + 1), f"{s}-"), rng.normal(size=100 * (s + 1))) for s in (0, 1)] for _ in "ab"
+    )
+    found = Bootstrap(num_draws=500).difference(a, b)
+    assert found is not None and found.p_value is not None and found.p_value >= 1 / 51

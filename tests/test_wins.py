@@ -60,6 +60,20 @@ def test_a_preference_is_no_parity() -> None:
     assert rate.estimate.p_equal is not None and rate.estimate.p_equal > 0.9
 
 
+def of_seeds(found: Sequence[Match]) -> Match:
+    """Matches of one seed each as one of seeds 0, 1, ..."""
+    prompts, outcomes, lengths, swayed = (
+        {s: getattr(m, name)[0] for s, m in enumerate(found)} for name in ("prompts", "outcomes", "lengths", "swayed")
+    )
+    return Match("B", "A", "AI judge", prompts, outcomes, lengths, swayed)
+
+
+def test_who_always_won_may_have_been_lucky() -> None:
+    (rate,) = win_rates([of_seeds([match("B", "A", [1.0] * 5)] * 3)], Bootstrap(num_draws=200))
+    assert rate.estimate.method == "wilson" and rate.estimate.p_value is not None
+    assert 1e-6 < rate.estimate.p_value < 0.05
+
+
 # --- at equal length --------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +88,20 @@ def test_rate_at_equal_length_is_the_logistic_regression_of_statsmodels() -> Non
     low, high = (1 / (1 + math.exp(-(fit.params[0] + sign * 1.96 * fit.bse[0]))) for sign in (-1, 1))
     assert (rate.at_equal_length.low, rate.at_equal_length.high) == pytest.approx((low, high), abs=0.015)
     assert rate.estimate.value > 0.5 > rate.at_equal_length.value  # it won by being longer
+
+
+def test_each_seed_at_equal_length_is_its_own_fit() -> None:
+    rng = np.random.default_rng(3)
+    seeds, rates = [], []
+    for edge in (-3.0, 0.0, 3.0):
+        x = rng.normal(0.3, 0.5, size=200)
+        y = (rng.random(200) < 1 / (1 + np.exp(-(edge + 1.5 * x)))).astype(float)
+        seeds.append(match("B", "A", y, list(x)))
+        rates.append(sm.GLM(y, sm.add_constant(x), family=sm.families.Binomial()).fit().params[0])
+    (rate,) = win_rates([of_seeds(seeds)], Bootstrap(num_draws=200))
+    found = rate.at_equal_length
+    assert found is not None and (found.low, found.high) == (0.0, 1.0)  # of seeds so far apart nothing is known
+    assert list(found.per_seed.values()) == pytest.approx([1 / (1 + math.exp(-b)) for b in rates], abs=1e-6)
 
 
 @pytest.mark.parametrize(

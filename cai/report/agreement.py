@@ -29,7 +29,7 @@ def kappa_table(
 ) -> Table:
     """For `kappa_of`: two labelers' labels of the same items, categories 0, 1, ... (or False and True)."""
     cells = np.asarray(first, dtype=int) * num_categories + np.asarray(second, dtype=int)
-    return table_of(seed, prompts, np.eye(num_categories**2)[cells], len(cells))
+    return table_of(seed, prompts, np.eye(num_categories**2)[cells], len(cells), bounds=(-1.0, 1.0))
 
 
 def kappa_of(sums: Floats) -> Floats:
@@ -49,7 +49,7 @@ def alpha_table(
     items = [(p, np.bincount(r, minlength=num_categories)) for p, r in zip(prompts, ratings, strict=True) if len(r) > 1]
     rows = [(*counts, (counts.sum() ** 2 - (counts**2).sum()) / (counts.sum() - 1)) for _, counts in items]
     columns = np.array(rows, dtype=np.float64).reshape(-1, num_categories + 1)
-    return table_of(seed, [p for p, _ in items], columns, len(items))
+    return table_of(seed, [p for p, _ in items], columns, len(items), bounds=(-1.0, 1.0))
 
 
 def alpha_of(sums: Floats) -> Floats:
@@ -69,7 +69,8 @@ def calibration_table(
     p, y = np.asarray(predicted, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
     place = np.minimum((p * num_bins).astype(int), num_bins - 1)
     one_hot = np.eye(num_bins)[place]
-    return table_of(seed, prompts, np.hstack([one_hot, one_hot * p[:, None], one_hot * y[:, None]]), len(p))
+    columns = np.hstack([one_hot, one_hot * p[:, None], one_hot * y[:, None]])
+    return table_of(seed, prompts, columns, len(p), bounds=(0.0, 1.0))
 
 
 def calibration_error_of(sums: Floats) -> Floats:
@@ -129,8 +130,11 @@ class Estimator:
     prompts: Mapping[int, Iterable[str]]
 
     def mean(self, rows: Mapping[int, Sequence[tuple[str, float]]]) -> Estimate | None:
-        """Of (prompt, value) rows."""
-        tables = [mean_table(seed, [p for p, _ in pairs], [v for _, v in pairs]) for seed, pairs in rows.items()]
+        """Of (prompt, value) rows: rates, probabilities and distances of them, all within 0 and 1."""
+        tables = [
+            mean_table(seed, [p for p, _ in pairs], [v for _, v in pairs], bounds=(0.0, 1.0))
+            for seed, pairs in rows.items()
+        ]
         return self.bootstrap.estimate(self._within(tables))
 
     def agreement(

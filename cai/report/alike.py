@@ -65,7 +65,10 @@ def _seeds(runs: Sequence[Run]) -> list[str]:
     if len({tuple(own) for own in seeds.values()}) < 2:
         return []
     told = joined([f"{', '.join(map(str, own))} of {arm}" for arm, own in seeds.items()])
-    return [f"The arms do not have the same seeds ({told}): differences are taken over those that they have in common."]
+    return [
+        f"The arms do not have the same seeds ({told}): differences are taken over those that they have in common, or, "
+        "where these are fewer than three and each has three, as between arms of different seeds."
+    ]
 
 
 def _prompts(runs: Sequence[Run]) -> list[str]:

@@ -64,7 +64,9 @@ def factors_of(policies: Sequence[Policy]) -> dict[str, tuple[str, ...]]:
 def main_effects(
     policies: Sequence[Policy], measured: Measured, bootstrap: Bootstrap, declared: Sequence[str]
 ) -> list[Effect]:
-    """Of every factor, where two or more were varied. Settings that only one of two levels has do not count."""
+    """Of every factor, where two or more were varied. Settings that only one of two levels has do not count, nor those
+    in which one of them lacks a seed that other settings have: a job that failed costs a setting and not a seed.
+    """
     factors = factors_of(policies)
     trained = {_setting(p, factors): p.name for p in policies if p.kind == "policy"}
     if len(factors) < 2 or len(trained) < len([p for p in policies if p.kind == "policy"]):
@@ -78,6 +80,7 @@ def main_effects(
                 for setting, name in trained.items()
                 if setting[place] == reference and _with(setting, place, level) in trained
             ]
+            pairs = _complete(pairs, {p.name: set(p.evaluations) for p in policies})
             columns = _contrasts(pairs, measured, bootstrap)
             if columns:
                 own.append(Effect(key, level, reference, len(pairs), columns, {}))
@@ -95,6 +98,12 @@ def _setting(policy: Policy, factors: Mapping[str, object]) -> Setting:
 
 def _with(setting: Setting, place: int, level: str) -> Setting:
     return (*setting[:place], level, *setting[place + 1 :])
+
+
+def _complete(pairs: Sequence[tuple[str, str]], seeds: Mapping[str, set[int]]) -> list[tuple[str, str]]:
+    """The pairs that have every seed that any pair has; all, where none has."""
+    every = {seed for a, b in pairs for seed in seeds[a] & seeds[b]}
+    return [(a, b) for a, b in pairs if seeds[a] & seeds[b] == every] or list(pairs)
 
 
 def _contrasts(pairs: Sequence[tuple[str, str]], measured: Measured, bootstrap: Bootstrap) -> dict[str, Estimate]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cai.report.effects import Effect
 from cai.report.labels import Labels
 from cai.report.measures import Measures
 from cai.report.runs import MANY, Policy, Run
@@ -13,10 +14,12 @@ from cai.report.words import joined
 __all__ = ["absences", "limits"]
 
 
-def limits(runs: Sequence[Run], measures: Measures, labels: Labels | None, rates: Sequence[WinRate]) -> list[str]:
+def limits(
+    runs: Sequence[Run], measures: Measures, labels: Labels | None, rates: Sequence[WinRate], effects: Sequence[Effect]
+) -> list[str]:
     """Sentences that follow from how these runs were made."""
     seeds = sorted({run.seed for run in runs})
-    found = [_seeds(len(seeds))]
+    found = [_seeds(len(seeds)), *_fewer_seeds(len(seeds), measures, effects)]
     if len(measures.differences) > 1:
         labels_of = {c.name: c.label for c in measures.columns}
         declared = joined([labels_of[name].lower() for name in measures.declared])
@@ -70,6 +73,21 @@ def _seeds(num: int) -> str:
         f"{num} seeds. Intervals are about training again with other seeds, on other prompts: Student's t over the "
         f"seeds, which makes them wide where seeds are few."
     )
+
+
+def _fewer_seeds(num: int, measures: Measures, effects: Sequence[Effect]) -> Iterator[str]:
+    """Which comparisons rest on fewer seeds than there are, by how many; without seeds in common, all are."""
+    behind: dict[int, dict[str, None]] = {}
+    for name, estimate in (
+        *((f"{d.first} against {d.second}", d.estimate) for d in measures.differences),
+        *((f"{e.key} {e.level} against {e.reference}", own) for e in effects for own in e.columns.values()),
+    ):
+        if 0 < len(estimate.per_seed) < num:
+            behind.setdefault(len(estimate.per_seed), {})[name] = None
+    for fewer, names in sorted(behind.items()):
+        which = joined(list(names)) if len(names) <= MANY else f"{len(names)} comparisons"
+        few = ": their intervals are about the very models that were trained" if fewer < SEEDS <= num else ""
+        yield f"Not all {num} seeds are behind every comparison. On {fewer}, in some column at least: {which}{few}."
 
 
 def _same_judge(run: Run) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from cai.errors import DataError
-from cai.report.resampling import Table, mean_table
+from cai.report.resampling import UNBOUNDED, Table, mean_table
 from cai.report.runs import Output, Policy, Run, leads_to, pairs_of_arms
 from cai.report.statistics import Bootstrap, Estimate, holm
 from cai.report.wins import MARGIN
@@ -175,7 +175,8 @@ def _tables(policy: Policy) -> dict[str, list[Table]]:
         for name, values in columns_of(rows).items():
             if name == "kl" and (policy.kind == "sl_cai" or _has_many_references(policy)):
                 continue  # the distance of the reference to itself is 0 by definition, not by measurement
-            tables.setdefault(name, []).append(mean_table(seed, prompts, values))
+            bounds = (0.0, math.inf) if name == "length" else UNBOUNDED
+            tables.setdefault(name, []).append(mean_table(seed, prompts, values, bounds=bounds))
     return tables
 
 

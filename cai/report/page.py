@@ -153,7 +153,7 @@ def gather(
         revised=revision_counts(runs),
         revision_scores=tuple(revision_scores(runs, bootstrap)),
         costs=tuple(costs(runs)),
-        limits=(*unlike, *limits(runs, measures, labels, rates)),
+        limits=(*unlike, *limits(runs, measures, labels, rates, effects)),
         absent=absences(runs, policies, measures, rates),
     )
 

@@ -5,6 +5,7 @@ sums, so one resampling serves them all by a matrix product. Shapes: S seeds, P 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -12,11 +13,12 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "Resampler", "Statistic", "Table", "mean_of", "mean_table", "ratio", "table_of"]
+__all__ = ["UNBOUNDED", "Floats", "Resampler", "Statistic", "Table", "mean_of", "mean_table", "ratio", "table_of"]
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 
+UNBOUNDED = (-math.inf, math.inf)
 MAX_CELLS = 100_000_000  # draws x prompts that are kept; beyond 10,000 prompts there are fewer draws
 BLOCK_CELLS = 200_000  # draws x prompts worked on at once: what fits into a processor's cache
 
@@ -25,7 +27,8 @@ BLOCK_CELLS = 200_000  # draws x prompts worked on at once: what fits into a pro
 class Table:
     """Sums per prompt in one seed: `sums` (P, C), row k belongs to `prompts[k]`; prompts are unique and sorted.
 
-    `num` values went in. `is_rate` says that they are events (0 or 1, perhaps 1/2 for a tie).
+    `num` values went in. `is_rate` says that they are events (0 or 1, perhaps 1/2 for a tie). `bounds` are what the
+    statistic of these sums cannot leave.
     """
 
     seed: int
@@ -33,6 +36,7 @@ class Table:
     sums: Floats
     num: int
     is_rate: bool = False
+    bounds: tuple[float, float] = UNBOUNDED
 
     def within(self, prompts: Iterable[str]) -> "Table":
         """The same sums among more prompts, on which nothing was counted: tables that share their prompts share draws.
@@ -55,26 +59,32 @@ class Table:
 # --- tables, and the mean ---------------------------------------------------------------------------------------------
 
 
-def table_of(seed: int, prompts: Sequence[str], columns: Floats, num: int, is_rate: bool = False) -> Table:
+def table_of(
+    seed: int, prompts: Sequence[str], columns: Floats, num: int, *,
+    is_rate: bool = False, bounds: tuple[float, float] = UNBOUNDED,
+) -> Table:  # fmt: skip
     """Add up `columns` (N, C) by prompt; `num` of the N values count."""
     names, index = np.unique(np.asarray(prompts, dtype=str), return_inverse=True)
     sums = np.zeros((len(names), columns.shape[1]))
     np.add.at(sums, index, columns)
-    return Table(seed, tuple(str(n) for n in names), sums, num, is_rate)
+    return Table(seed, tuple(str(n) for n in names), sums, num, is_rate, bounds)
 
 
 def mean_table(
-    seed: int, prompts: Sequence[str], values: Sequence[float] | Floats, *, is_rate: bool | None = None
-) -> Table:
+    seed: int, prompts: Sequence[str], values: Sequence[float] | Floats, *,
+    is_rate: bool | None = None, bounds: tuple[float, float] = UNBOUNDED,
+) -> Table:  # fmt: skip
     """For `mean_of`. NaN means that the measure does not apply there: the prompt stays, the value does not count.
 
-    `is_rate` None looks at the values: events are all 0 or 1.
+    `is_rate` None looks at the values: events are all 0 or 1. Rates are within 0 and 1, other values within `bounds`.
     """
     array = np.asarray(values, dtype=np.float64)
     counts = ~np.isnan(array)
     if is_rate is None:
         is_rate = bool(counts.any()) and bool(np.isin(array[counts], (0.0, 1.0)).all())
-    return table_of(seed, prompts, np.column_stack([np.where(counts, array, 0.0), counts]), int(counts.sum()), is_rate)
+    columns = np.column_stack([np.where(counts, array, 0.0), counts])
+    bounds = (0.0, 1.0) if is_rate else bounds
+    return table_of(seed, prompts, columns, int(counts.sum()), is_rate=is_rate, bounds=bounds)
 
 
 def mean_of(sums: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """What the evaluation sets say: a figure per policy and column of every set, and differences between policies."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -7,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from cai.report.measures import Column, columns_of, compared
-from cai.report.resampling import Floats, Statistic, Table, mean_of, mean_table, ratio, table_of
+from cai.report.resampling import UNBOUNDED, Floats, Statistic, Table, mean_of, mean_table, ratio, table_of
 from cai.report.runs import Output, Policy
 from cai.report.statistics import Bootstrap, Estimate
 
@@ -107,16 +108,18 @@ def _order(tables: Mapping[str, Mapping[str, object]]) -> list[str]:
 def _tables(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, list[Table]]:
     """By column, a table per seed; a question is what is drawn again."""
     tables: dict[str, list[Table]] = {}
+    bounds = {"p_correct": (0.0, 1.0), "entropy": (0.0, 1.0)}
     for seed, rows in by_seed.items():
         items = [row["item"] for row in rows]
         found = columns_of(rows)
         if "nats" in found:
             sums = np.column_stack([found["nats"], found["weight"]])
-            tables.setdefault("perplexity", []).append(table_of(seed, items, sums, len(rows)))
+            tables.setdefault("perplexity", []).append(table_of(seed, items, sums, len(rows), bounds=(0.0, math.inf)))
             continue
         for name, values in found.items():
             is_rate = name in KNOWN and KNOWN[name].unit == "%"
-            tables.setdefault(name, []).append(mean_table(seed, items, values, is_rate=is_rate))
+            own = mean_table(seed, items, values, is_rate=is_rate, bounds=bounds.get(name, UNBOUNDED))
+            tables.setdefault(name, []).append(own)
     return tables
 
 

@@ -104,7 +104,7 @@ class Bootstrap:
             if len(tables) >= SEEDS:
                 return self._wilson(result, spread, "seeds")
         if len(tables) >= SEEDS:
-            return self._student(result, spread)
+            return _within(self._student(result, spread), _bounds(tables))
         return self._percentiles(result, self._draws(tables, statistic))
 
     def difference(
@@ -115,41 +115,49 @@ class Bootstrap:
         The p-value is that of `contrast`, or, with one or two seeds, of the permutation test that exchanges what `a`
         and `b` got on a prompt (exact, also where events are few).
         """
-        parts = _common_seeds([(1.0, a), (-1.0, b)])
+        parts, _ = _paired([(1.0, a), (-1.0, b)], statistic)
         result = self.contrast(parts, statistic, margin=margin)
-        first, second = (_counting(tables, statistic) for _, tables in parts)
+        first, second = (tables for _, tables in parts)
         if result is None or len(first) != len(second) or len(first) >= SEEDS:
             return result
         swapped = [self._resampler.swapped(x, y) for x, y in zip(first, second, strict=True)]
-        one, other = (statistic(np.asarray(sum(sums))) for sums in zip(*swapped, strict=True))
+        num = min(len(sums) for sums, _ in swapped)  # of many prompts there are fewer draws
+        one, other = (statistic(np.sum([own[:num] for own in sums], axis=0)) for sums in zip(*swapped, strict=True))
         beyond = int((np.abs(one - other) >= abs(result.value) - 1e-12).sum())
         return replace(result, p_value=(beyond + 1) / (len(one) + 1))
 
     def contrast(
-        self, parts: Sequence[Part], statistic: Statistic = mean_of, *, margin: float | None = None
+        self, parts: Sequence[Part], statistic: Statistic = mean_of, *, null: float = 0.0, margin: float | None = None
     ) -> Estimate | None:
-        """The sum of weight times statistic over `parts`, which are paired as in `difference`; None if one has none."""
-        parts = _common_seeds(parts)
+        """The sum of weight times statistic over `parts`, less `null`; None if a part has none.
+
+        Parts are paired as in `difference`. Those of three seeds or more that have fewer than three in common are not
+        cut to these, but compared by Welch's test, as if all seeds were others.
+        """
+        parts, seeds = _paired(parts, statistic)
         found = [(weight, self.estimate(tables, statistic)) for weight, tables in parts]
         known = [(weight, e) for weight, e in found if e is not None]
         if not parts or len(known) < len(found):
             return None
-        value = sum(weight * e.value for weight, e in known)
-        seeds = [s for s in known[0][1].per_seed if all(s in e.per_seed for _, e in known)]
+        value = sum(weight * e.value for weight, e in known) - null
         result = Estimate(
             value=value,
             low=value,
             high=value,
             num=min(e.num for _, e in known),
             num_prompts=min(e.num_prompts for _, e in known),
-            per_seed={s: sum(weight * e.per_seed[s] for weight, e in known) for s in sorted(seeds)},
+            per_seed={s: sum(weight * e.per_seed[s] for weight, e in known) - null for s in seeds},
         )
         if any(e.method == "wilson" for _, e in known):
-            return self._mover(result, known, self._spread_of(parts, [], statistic).df, margin)
-        if 0 < len(seeds) < SEEDS or any(len(e.per_seed) < SEEDS for _, e in known):
-            own = [(weight, self._draws(_counting(tables, statistic), statistic)) for weight, tables in parts]
-            return self._percentiles(result, _weighted(own), margin)
-        return self._student(result, self._spread_of(parts, seeds, statistic), margin)
+            result = self._mover(result, known, self._spread_of(parts, [], statistic).df, margin)
+        elif any(len(e.per_seed) < SEEDS for _, e in known):
+            own = [(weight, self._draws(tables, statistic)) for weight, tables in parts]
+            result = self._percentiles(result, _weighted(own) - null, margin)
+        else:
+            result = self._student(result, self._spread_of(parts, seeds, statistic), margin)
+        ends = [(weight, _bounds(tables)) for weight, tables in parts]
+        low, high = (sum(take(w * a, w * b) for w, (a, b) in ends) for take in (min, max))
+        return _within(result, (low - null, high - null))
 
     def draws(self, tables: Sequence[Table], statistic: Statistic = mean_of) -> Floats:
         """(D,) the statistic when seeds, and prompts within them, are drawn again: for shares of draws, not intervals.
@@ -172,7 +180,7 @@ class Bootstrap:
     def _spread_of(self, parts: Sequence[Part], seeds: Sequence[int], statistic: Statistic) -> _Spread:
         """Of a contrast: of its value by seed where the parts have seeds in common, else of independent parts."""
         if not seeds:
-            own = [(weight, self._spread(_counting(tables, statistic), statistic)) for weight, tables in parts]
+            own = [(weight, self._spread(tables, statistic)) for weight, tables in parts]
             variances = [weight**2 * spread.variance for weight, spread in own]
             # Welch and Satterthwaite
             weighed = sum(v**2 / spread.df for v, (_, spread) in zip(variances, own, strict=True))
@@ -249,6 +257,15 @@ def _tested(result: Estimate, errors: tuple[float, float], df: float, margin: fl
     return replace(result, p_value=p_value, p_equal=p_equal)
 
 
+def _bounds(tables: Sequence[Table]) -> tuple[float, float]:
+    return min(t.bounds[0] for t in tables), max(t.bounds[1] for t in tables)
+
+
+def _within(result: Estimate, bounds: tuple[float, float]) -> Estimate:
+    """Student's t over few seeds does not know where a statistic ends."""
+    return replace(result, low=max(result.low, bounds[0]), high=min(result.high, bounds[1]))
+
+
 def _spread_over(points: Sequence[float], draws: Sequence[Floats], share_prompts: bool) -> _Spread:
     """Of the mean of S seeds' `points`, whose prompts were drawn again in `draws`.
 
@@ -271,10 +288,15 @@ def _share_prompts(tables: Sequence[Table]) -> bool:
     return len(set().union(*(t.prompts for t in tables))) < sum(len(t.prompts) for t in tables)
 
 
-def _common_seeds(parts: Sequence[Part]) -> list[Part]:
-    """The parts in the seeds that all of them have; as they are where there is no such seed."""
+def _paired(parts: Sequence[Part], statistic: Statistic) -> tuple[list[Part], list[int]]:
+    """The parts in the seeds that all of them have a figure in, and these seeds; none, and the parts as they are, where
+    there is no such seed, or too few although each part has enough.
+    """
+    parts = [(weight, _counting(tables, statistic)) for weight, tables in parts]
     common = set.intersection(*({t.seed for t in tables} for _, tables in parts)) if parts else set()
-    return [(weight, [t for t in tables if not common or t.seed in common]) for weight, tables in parts]
+    if not common or len(common) < SEEDS <= min(len(tables) for _, tables in parts):
+        return parts, []
+    return [(weight, [t for t in tables if t.seed in common]) for weight, tables in parts], sorted(common)
 
 
 def _weighted(parts: Sequence[tuple[float, Floats]]) -> Floats:

@@ -55,7 +55,10 @@ def reward_models(runs: Sequence[Run], bootstrap: Bootstrap) -> list[RewardModel
 def _reward_model(arm: str, pairs: Mapping[int, list[dict[str, Any]]], bootstrap: Bootstrap) -> RewardModel:
     def mean(value: Callable[[dict[str, Any]], float], *, is_rate: bool = False) -> Estimate | None:
         return bootstrap.estimate(
-            [mean_table(s, _prompts(rows), [value(r) for r in rows], is_rate=is_rate) for s, rows in pairs.items()]
+            [
+                mean_table(s, _prompts(rows), [value(r) for r in rows], is_rate=is_rate, bounds=(0.0, math.inf))
+                for s, rows in pairs.items()
+            ]
         )
 
     def right_on(tag: str) -> Estimate | None:

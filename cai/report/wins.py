@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cai.report.resampling import Floats, Statistic, Table, mean_table, table_of
+from cai.report.resampling import Floats, Table, mean_table, ratio, table_of
 from cai.report.runs import Policy, Run
 from cai.report.statistics import Bootstrap, Estimate
 
@@ -155,10 +155,8 @@ def _win_rate(match: Match, bootstrap: Bootstrap) -> WinRate | None:
     estimate = estimated(match.outcomes)
     if estimate is None:
         return None
-    beyond_half = [
-        mean_table(s, match.prompts[s], np.asarray(v) - 0.5, is_rate=False) for s, v in match.outcomes.items()
-    ]
-    parity = bootstrap.contrast([(1.0, beyond_half)], margin=MARGIN)
+    tables = [mean_table(s, match.prompts[s], v, is_rate=True) for s, v in match.outcomes.items()]
+    parity = bootstrap.contrast([(1.0, tables)], null=0.5, margin=MARGIN)
     if parity is not None:
         estimate = replace(estimate, p_value=parity.p_value, p_equal=parity.p_equal)
     inconsistent = estimated(match.swayed)
@@ -184,20 +182,20 @@ def _tally(outcomes: Mapping[int, list[float]]) -> tuple[int, int, int]:
 
 
 def _at_equal_length(match: Match, bootstrap: Bootstrap) -> Estimate | None:
-    """logit P(win) = b0 + b1 log(length ratio), and the rate where the ratio is 1: sigmoid(b0)."""
-    y = np.concatenate([np.asarray(v, dtype=np.float64) for v in match.outcomes.values()])
-    x = np.concatenate([np.asarray(match.lengths[s], dtype=np.float64) for s in match.outcomes])
-    known = ~np.isnan(x) & ~np.isnan(y)
-    fitted = _logistic(x[known], y[known])
-    if fitted is None:
-        return None
+    """logit P(win) = b0 + b1 log(length ratio), fitted in each seed, and the rate where the ratio is 1: sigmoid(b0).
+    None where a seed with known lengths has no fit.
+    """
     tables = []
     for seed, outcomes in match.outcomes.items():
-        own_x, own_y = (np.asarray(v, dtype=np.float64) for v in (match.lengths[seed], outcomes))
-        tables.append(_newton_table(seed, match.prompts[seed], own_x, own_y, fitted))
-    found = bootstrap.estimate(tables, _rate_at_equal_length(fitted))
-    # Student's t over few seeds does not know where rates end.
-    return found and replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        x, y = (np.asarray(v, dtype=np.float64) for v in (match.lengths[seed], outcomes))
+        known = ~np.isnan(x) & ~np.isnan(y)
+        if not known.any():
+            continue
+        fitted = _logistic(x[known], y[known])
+        if fitted is None:
+            return None
+        tables.append(_newton_table(seed, match.prompts[seed], x, y, fitted))
+    return bootstrap.estimate(tables, _rate_at_equal_length)
 
 
 def _logistic(x: Floats, y: Floats) -> Floats | None:
@@ -227,19 +225,18 @@ def _newton_columns(x: Floats, y: Floats, b: Floats) -> Floats:
 
 
 def _newton_table(seed: int, prompts: Sequence[str], x: Floats, y: Floats, b: Floats) -> Table:
+    """Normal equations of the step from the seed's own fit `b`: (h00, h01, h11, r0, r1) with H b' = r = H b + gradient.
+    Their solution is `b` for the seed as it is, close to its fit for a resample, and for several seeds the mean of
+    their fits, each by its weight.
+    """
     known = ~np.isnan(x) & ~np.isnan(y)
-    columns = np.where(known[:, None], _newton_columns(np.where(known, x, 0.0), np.where(known, y, 0.0), b), 0.0)
-    return table_of(seed, prompts, columns, int(known.sum()))
+    h00, h01, h11, g0, g1 = _newton_columns(np.where(known, x, 0.0), np.where(known, y, 0.0), b).T
+    columns = np.column_stack([h00, h01, h11, g0 + h00 * b[0] + h01 * b[1], g1 + h01 * b[0] + h11 * b[1]])
+    columns = np.where(known[:, None], columns, 0.0)
+    return table_of(seed, prompts, columns, int(known.sum()), bounds=(0.0, 1.0))
 
 
-def _rate_at_equal_length(b: Floats) -> Statistic:
-    """The rate at ratio 1 of a resample, by one step of Newton's method from the fit to everything."""
-
-    def statistic(sums: Floats) -> Floats:
-        h00, h01, h11, g0, g1 = sums.T
-        determinant = h00 * h11 - h01 * h01
-        top = h11 * g0 - h01 * g1
-        step = np.divide(top, determinant, out=np.full(top.shape, np.nan), where=determinant > 0)
-        return np.asarray(1 / (1 + np.exp(-(b[0] + step))))
-
-    return statistic
+def _rate_at_equal_length(sums: Floats) -> Floats:
+    """(D, 5) normal equations -> (D,) the rate at ratio 1."""
+    h00, h01, h11, r0, r1 = sums.T
+    return np.asarray(1 / (1 + np.exp(-ratio(h11 * r0 - h01 * r1, h00 * h11 - h01 * h01))))
