@@ -25,8 +25,10 @@ __all__ = [
     "Step",
     "chosen",
     "material",
+    "packages",
     "plan",
     "plan_fingerprint",
+    "portable",
     "run_step",
     "run_steps",
     "summary",
@@ -120,8 +122,8 @@ def material(planned: Planned) -> dict[str, object]:
     """What decides the output of a step, besides its inputs."""
     return {
         "version": planned.stage.version,
-        "packages": {name: version(name) for name in _PACKAGES},
-        "settings": _portable(without_incidental(planned.settings)),
+        "packages": packages(),
+        "settings": portable(planned.settings),
         "texts": dict(planned.texts),
     }
 
@@ -138,12 +140,23 @@ def run_steps(steps: Sequence[Planned], store: Store, done: Callable[[dict[str, 
     return entries
 
 
-def _portable(settings: object) -> object:
-    """Settings without this machine's path of the package, so that a moved checkout keeps its fingerprints."""
+def packages() -> dict[str, str]:
+    """The versions of the packages that compute."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def portable(settings: object) -> object:
+    """Settings without those that decide no output, and without this machine's path of the package, so that a moved
+    checkout keeps its fingerprints.
+    """
+    return _placeless(without_incidental(settings))
+
+
+def _placeless(settings: object) -> object:
     if isinstance(settings, Mapping):
-        return {key: _portable(value) for key, value in settings.items()}
+        return {key: _placeless(value) for key, value in settings.items()}
     if isinstance(settings, list):
-        return [_portable(value) for value in settings]
+        return [_placeless(value) for value in settings]
     return settings.replace(str(PACKAGE), "<cai>") if isinstance(settings, str) else settings
 
 

@@ -84,6 +84,21 @@ def test_after_the_repair_the_same_sweep_goes_on(project: Path, capsys: pytest.C
     assert {job["state"] for job in jobs(sweep).values()} == {"done"}
 
 
+@pytest.mark.parametrize("varied", ["num_threads=1,2", "+revise.text='a b','a_b'"])
+def test_jobs_of_one_name_are_refused(varied: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second would take the first one's state for its own and never run."""
+    assert cli.main(["run", "-m", varied]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("cai: jobs ") and "both would go to a folder 'run" in said
+    assert not (project / "runs").exists()
+
+
+def test_a_refused_sweep_leaves_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "-m", "seed=1,2", "data.nothing=1"]) == 2
+    assert "data.nothing: unknown key 'nothing'" in capsys.readouterr().err
+    assert list((project / "runs").rglob("*")) == []
+
+
 # --- what may be compared ---------------------------------------------------------------------------------------------
 
 
@@ -250,6 +265,17 @@ def test_a_job_that_is_killed_again_and_again_is_given_up(project: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_job_is_not_given_up_for_what_another_does(project: Path) -> None:
+    """The innocent one is stopped with the pool whenever the other one dies; left in peace, it is done."""
+    assert start(project, "data.count=99,3", "+data.die_at=99", "+revise.seconds=4", *JOBLIB).wait() == 2
+    (sweep,) = (project / "runs").iterdir()
+    killed, innocent = (jobs(sweep)[f"run-data.count={count}"] for count in (99, 3))
+    assert (killed["state"], innocent["state"]) == ("failed", "done")
+    assert "killed 2 times, the second time with no other job beside it" in killed["error"]
+    assert len((sweep / "report.html").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_the_whole_recipe_in_two_processes_killed_once(tmp_path: Path) -> None:
     """Two seeds: by one process undisturbed; by two, whose launcher is killed, and again. Same bytes."""
 
@@ -284,5 +310,5 @@ def test_the_whole_recipe_in_two_processes_killed_once(tmp_path: Path) -> None:
 def test_states_are_json_that_others_can_read(project: Path) -> None:
     assert cli.main(["run", "-m", "seed=1,2"]) == 0
     (first, _) = jobs(project / "runs" / "sweep-run-seed=1,2").values()
-    assert first.keys() == {"state", "job", "launch", "starts", "pid", "error", "objective"}
+    assert first.keys() == {"state", "job", "overrides", "launch", "pid", "error", "objective"}
     assert first["job"] == "seed=1" and json.dumps(first)

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ from worlds import FunctionEngine, noise
 
 from cai import cli, config, constitution, pipeline
 from cai.constitution import Constitution, Principle
-from cai.engines.base import EnginePrompt
+from cai.engines.base import EnginePrompt, Generation, Receipt
 from cai.errors import DataError
 from cai.labelers.statistics import first_judgments
 from cai.records import read_json, read_records, write_json, write_records
 from cai.store import Store
-from cai.types import Comparison, Judgment, Prompt, Revision, Turn
-from cai.workbench import lint, wording
+from cai.types import Comparison, Judgment, Prompt, Provenance, Revision, Turn
+from cai.workbench import lint, runs, wording
 from cai.workbench.bench import Asked, Bench, bench, comparison, made, side
-from cai.workbench.diff import Diff, diff
+from cai.workbench.diff import Diff, _revisions, diff
 from cai.workbench.examples import judge_examples
 from cai.workbench.preview import preview
 
@@ -71,6 +73,16 @@ def _shown(asked: EnginePrompt) -> tuple[str, str, str]:
     )
     assert found is not None, asked.text
     return found[1], found[2], found[3]
+
+
+class FlakyEngine(JudgeEngine):
+    """A server that fails to give every third first response."""
+
+    def generate(self, prompts: Any, sampling: Any, **more: Any) -> Iterator[Generation]:
+        took = Receipt(provenance=Provenance(labeled_at="", seconds=0.0), attempts=("timeout",), failed="timeout")
+        for one in super().generate(prompts, sampling, **more):
+            fails = re.search(r"/respond$|/base/0$", more["keys"][one.index]) and one.index % 3 == 0
+            yield replace(one, text="", receipt=took) if fails else one
 
 
 SETTINGS = [
@@ -329,6 +341,50 @@ def test_mistakes_are_one_line(
     assert len(said) == 1 and said[0].startswith(f"cai: {message}")
 
 
+def test_what_a_server_failed_to_give_is_left_out_and_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["engine._target_=test_workbench.FlakyEngine", *SETTINGS[1:]]
+    write(workdir, "own", OLD)
+    new = write(workdir, "new", EDITED)
+    assert len(preview(bench("own.yaml", settings), ["one ?", "two ?"], 1)) == 1
+    assert "preview: 1 of 2 prompts are left out: a server failed to respond\n" in capsys.readouterr().err
+    bench_ = bench("own.yaml", settings)
+    data = lint.data_of(bench_)
+    for _ in range(2):  # also when the responses are known
+        pairs = lint.pairs_to_judge(bench_, data, 6)
+        assert len(pairs) == 4 and all(response.text for pair in pairs for response in pair.responses)
+        assert "lint: 2 of 6 pairs are left out: a server failed to respond\n" in capsys.readouterr().err
+    prompts = read_records(data / "red_team.jsonl", Prompt)
+    folders = {"data": data, "revise": made(bench_, "data", "revise")["revise"].path}
+    found = _revisions(bench_, bench(new, settings), folders)
+    said = re.search(r"diff: (\d+) of (\d+) prompts to revise are left out", capsys.readouterr().err)
+    assert said and 0 < int(said[1]) < int(said[2]) <= len(prompts) and found["revisions"]
+
+
+@pytest.mark.parametrize("more", ["engine.dtype=bfloat16", "labeler.temperature=0.5", "labeler.seed=3"])
+def test_a_judge_set_up_otherwise_has_a_memory_of_its_own(workdir: Path, more: str) -> None:
+    name = write(workdir, "own", OLD)
+    own, other = bench(name, SETTINGS), bench(name, [*SETTINGS, more])
+    assert own.memory.judge != other.memory.judge
+    assert own.memory.judge == bench(name, [*SETTINGS, "reward.num_epochs=3"]).memory.judge
+
+
+def test_other_packages_and_servers(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write(workdir, "own", OLD)
+    endpoint = ["labeler=endpoint", "labeler.model=judge", "endpoint.mode=logprob"]
+    own = bench(name, endpoint).memory.judge
+    assert own == bench(name, [*endpoint, "endpoint.base_urls=[http://other:1/v1]"]).memory.judge
+    for more in ("endpoint.prefill=message", "endpoint.num_samples=3", "+endpoint.extra_body.think=true"):
+        assert own != bench(name, [*endpoint, more]).memory.judge
+    monkeypatch.setattr("cai.pipeline.version", lambda package: "0")
+    assert own != bench(name, endpoint).memory.judge
+
+
+def test_the_settings_of_a_run_are_taken_up_whole(workdir: Path) -> None:
+    overrides = ["experiment=rlaif", "~labeler.clamp", "++seed=1"]
+    write_json(workdir / "run.json", {"command": ["cai", "run", *overrides, "constitution=own.yaml"]})
+    assert runs.command(workdir) == overrides
+
+
 # --- lint -------------------------------------------------------------------------------------------------------------
 
 
@@ -396,11 +452,12 @@ def test_what_labels_say_about_principles() -> None:
 
 def test_lint_judges_pairs_of_the_base_model_or_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_ = bench("old.yaml", SETTINGS)
-    pairs = lint.pairs_to_judge(bench_, 10)
-    prompts = read_records(made(bench_, "data")["data"].path / "comparisons.jsonl", Prompt)
+    data = lint.data_of(bench_)
+    pairs = lint.pairs_to_judge(bench_, data, 10)
+    prompts = read_records(data / "comparisons.jsonl", Prompt)
     assert [pair.prompt for pair in pairs] == prompts[:10]
     assert all(response.text.startswith("words") for pair in pairs for response in pair.responses)
-    of_run = lint.pairs_to_judge(bench_, 7, run)
+    of_run = lint.pairs_to_judge(bench_, lint.data_of(bench_, run), 7, run)
     assert [[r.text for r in pair.responses] for pair in of_run] == [[f"text {i}", f"answer {i}"] for i in range(7)]
     answers = lint.answers(bench_, of_run)
     assert {name: len(own) for name, own in answers.items()} == {"kind": 7, "brief": 7, "safe": 4}
@@ -421,13 +478,16 @@ def test_tags_that_no_prompt_has_are_found(workdir: Path, capsys: pytest.Capture
     assert "Tags: 1 findings unknown tag kind and safe applies_to, on no prompt" in out
     assert "on no prompt of the data: unknown tag 'redteam'; did you mean 'red_team'? Allowed: helpful, red_team" in out
     assert "labels: 12 questions to ask the judge, 0 known\n" in err
+    assert [line.split()[0] for line in err.splitlines()].count("data") == 1, "a step is told of once"
     far = write(workdir, "far", "principles: [{id: a, axis: a, statement: a, applies_to: [red_tem]}]")
     assert cli.main(["constitution", "lint", far, "--comparisons", "4", *SETTINGS]) == 0
     assert "far: 1 findings, on 0 pairs; 0 questions asked" in capsys.readouterr().out
     bench_ = bench(
         write(workdir, "one", "principles: [{id: a, axis: a, statement: a, applies_to: [helpful]}]"), SETTINGS
     )
-    (finding,) = lint.tag_findings(bench_, [c for c in lint.pairs_to_judge(bench_, 4) if "red_team" in c.prompt.tags])
+    data = lint.data_of(bench_)
+    pairs = [c for c in lint.pairs_to_judge(bench_, data, 4) if "red_team" in c.prompt.tags]
+    (finding,) = lint.tag_findings(bench_, data, pairs)
     assert (finding.kind, finding.evidence) == ("not judged", "applies to none of the 2 pairs, whose tags are red_team")
 
 

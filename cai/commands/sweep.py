@@ -4,11 +4,13 @@ How a job goes is in its folder (`job.json`), because jobs may be processes, or 
 them reads it there. Nothing is lost when whoever starts them is killed: the same command goes on from the store.
 """
 
+import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -17,34 +19,90 @@ from cai import config
 from cai.commands import compare
 from cai.commands.compare import STATE
 from cai.commands.run import place, plan_of, prepare, run_arms
-from cai.errors import CaiError
+from cai.errors import CaiError, ConfigError
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import locked
 
 __all__ = ["sweep"]
 
-_STARTS: Final = 2  # a job whose process is killed (out of memory, say) is tried so often
+_BREAKS: Final = 3  # so often may the processes be killed while none is at a job
 
 
 def sweep(overrides: Sequence[str]) -> None:
-    """Run all jobs, then write one report about those that went well. Raises CaiError where one failed."""
+    """Run all jobs, then write one report about those that went well. Raises CaiError where one failed, and ConfigError
+    where two would have the same folder.
+    """
     folder, swept, jobs = config.sweep_plan(overrides)
+
+    def varied(chosen: Sequence[str]) -> list[str]:
+        return [override for override in chosen if override.partition("=")[0] in swept]
+
+    _check_names([varied(chosen) for chosen in jobs])
     folder = place(folder, fingerprint([_plan_of_job(chosen) for chosen in jobs]))
     launch = uuid4().hex
 
     def job(chosen: list[str]) -> float | None:
-        varied = [override for override in chosen if override.partition("=")[0] in swept]
-        return _job(chosen, folder / config.run_name(varied), " ".join(varied), launch)
+        own = varied(chosen)
+        return _job(chosen, folder / config.run_name(own), " ".join(own), launch)
 
-    for _ in range(_STARTS * len(jobs) + 1):  # every job may lose its process so often; then it is given up
+    breaks = 0
+    while True:
         try:
             config.sweep(overrides, folder, job)
             break
-        except BrokenProcessPool:
+        except BrokenProcessPool:  # then all jobs under way are stopped, though one alone was killed
             print("sweep: the process of a job was killed; going on with the others", file=sys.stderr)
-    else:
-        raise CaiError(f"{folder}: the processes of the sweep are killed again and again (out of memory?)")
+        except ConfigError:
+            _forget(folder)
+            raise
+        stopped = [own for own, state in _states(folder) if state["launch"] == launch and state["state"] == "running"]
+        breaks += not stopped
+        if breaks == _BREAKS:
+            raise CaiError(f"{folder}: the processes of the sweep are killed again and again (out of memory?)")
+        for own in stopped:
+            _alone(own)
     _finish(folder, launch)
+
+
+def _check_names(jobs: Sequence[Sequence[str]]) -> None:
+    """Raise ConfigError where two jobs, known by what is varied, would go to one folder."""
+    seen: dict[str, str] = {}
+    for varied in jobs:
+        name, job = config.run_name(varied), " ".join(varied)
+        if name in seen:
+            raise ConfigError(
+                f"jobs {seen[name]!r} and {job!r}: both would go to a folder {name!r}; values must differ in letters "
+                "or digits, and those of num_threads, out, store, name and hydra are no jobs of their own"
+            )
+        seen[name] = job
+
+
+def _states(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The folder of every job that has begun, and how it goes."""
+    return [(path.parent, read_json(path)) for path in sorted(folder.glob(f"*/{STATE}"))]
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a sweep that was refused has left, if it is no more than the mark that its folder is taken."""
+    if not _states(folder):
+        (folder / "plan.json").unlink(missing_ok=True)
+        with suppress(OSError):  # there is more in it
+            folder.rmdir()
+
+
+def _alone(folder: Path) -> None:
+    """Run a job that was stopped once more, in a process of its own with no other beside it: when that is killed too,
+    it is this job's doing, and it is given up.
+    """
+    told = read_json(folder / STATE)
+    arguments = (told["overrides"], folder, told["job"], told["launch"])
+    process = multiprocessing.get_context("spawn").Process(target=_job, args=arguments)
+    process.start()
+    process.join()
+    told = read_json(folder / STATE)
+    if told["state"] == "running":
+        error = "its process was killed 2 times, the second time with no other job beside it (out of memory?)"
+        write_json(folder / STATE, told | {"state": "failed", "error": error})
 
 
 def _plan_of_job(overrides: Sequence[str]) -> str:
@@ -67,17 +125,13 @@ def _job(overrides: Sequence[str], folder: Path, name: str, launch: str) -> floa
 
 def _locked_job(overrides: Sequence[str], folder: Path, name: str, launch: str) -> float | None:
     before = read_json(folder / STATE) if (folder / STATE).is_file() else {}
-    starts = before["starts"] if before.get("launch") == launch else 0
-    if starts and before["state"] != "running":
+    if before.get("launch") == launch and before["state"] != "running":
         return before["objective"] and float(before["objective"])
 
     def note(state: str, **more: object) -> None:
-        told = {"state": state, "job": name, "launch": launch, "starts": starts + 1, "pid": os.getpid()}
+        told = {"state": state, "job": name, "overrides": list(overrides), "launch": launch, "pid": os.getpid()}
         write_json(folder / STATE, told | {"error": "", "objective": None} | more)
 
-    if starts >= _STARTS:
-        note("failed", error=f"its process was killed {starts} times (out of memory?)")
-        return None
     note("running")
     print(f"--- job {name}", flush=True)
     try:
@@ -109,7 +163,7 @@ def _objective(runs: Sequence[Path], wanted: str | None) -> float | None:
 
 def _finish(folder: Path, launch: str) -> None:
     """Report on what is finished; raise CaiError that names the first failure."""
-    states: list[dict[str, Any]] = [read_json(path) for path in sorted(folder.glob(f"*/{STATE}"))]
+    states = [state for _, state in _states(folder)]
     failed = [state for state in states if state["launch"] == launch and state["state"] == "failed"]
     runs, left_out = compare.finished([folder])
     if runs:

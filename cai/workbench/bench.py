@@ -19,7 +19,7 @@ from cai.store import Entry, Store
 from cai.types import Comparison, Prompt, Response
 from cai.workbench.memory import Memory
 
-__all__ = ["Asked", "Bench", "bench", "comparison", "judged", "made", "revised", "side", "unknown_words"]
+__all__ = ["Asked", "Bench", "bench", "comparison", "judged", "made", "revised", "side", "tell_failed", "unknown_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,9 @@ def bench(name: str, overrides: Sequence[str]) -> Bench:
         raise ConfigError(f"labeler: the workbench asks the AI labeler, not {labeler.name!r}; add labeler=ai")
     config.limit_threads(settings)
     store = Store(Path(settings.store))
-    return Bench(found, settings, labeler, store, Memory(labeler.judge, store.root / "answers"))
+    return Bench(
+        found, settings, labeler, store, Memory(labeler.judge, settings.labeler["engine"], store.root / "answers")
+    )
 
 
 def comparison(prompt: Prompt, first: str, second: str) -> Comparison:
@@ -100,6 +102,12 @@ def made(bench: Bench, *steps: str) -> dict[str, Entry]:
         entries[name] = pipeline.run_step(planned, inputs, bench.store)
         print(pipeline.line(name, entries[name]), file=sys.stderr)
     return entries
+
+
+def tell_failed(num: int, total: int, what: str, title: str) -> None:
+    """Say on stderr, if there are any, how many of the `what` of the command `title` a server gave no response for."""
+    if num:
+        print(f"{title}: {num:,} of {total:,} {what} are left out: a server failed to respond", file=sys.stderr)
 
 
 def unknown_words(bench: Bench, texts: Sequence[str]) -> Mapping[str, int]:

@@ -17,7 +17,7 @@ from cai.labelers.statistics import DECIDED, first_judgments
 from cai.pipeline import Planned, Step
 from cai.records import read_json, read_records
 from cai.types import Comparison, Judgment, Prompt, Revision
-from cai.workbench.bench import Bench, bench, made, revised, side
+from cai.workbench.bench import Bench, bench, made, revised, side, tell_failed
 from cai.workbench.memory import Memory
 from cai.workbench.runs import command, outputs
 
@@ -93,7 +93,7 @@ def diff(old: str, new: str, overrides: Sequence[str], run: Path | None = None) 
     given = [*(command(run) if run else ()), *overrides]
     before, after = bench(old, given), bench(new, given)
     edits = tuple(_edits(before.constitution, after.constitution))
-    if not edits and before.labeler.judge.settings() == after.labeler.judge.settings():
+    if not edits and before.memory.judge == after.memory.judge:
         return None
     folders = outputs(run) if run else {name: entry.path for name, entry in made(before, *_STEPS).items()}
     return Diff(edits=edits, **_labels(before, after, folders), **_revisions(before, after, folders))
@@ -141,7 +141,7 @@ def _labels(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[str, 
     comparisons = read_records(folders["sample"] / "comparisons.jsonl", Comparison)
     drawn = {c.id: (before.labeler.drawn(c), after.labeler.drawn(c)) for c in comparisons}
     # A judge that is shown examples of the constitution is another one when those are edited.
-    same_judge = before.labeler.judge.settings() == after.labeler.judge.settings()
+    same_judge = before.memory.judge == after.memory.judge
     touched = [c for c in comparisons if drawn[c.id][0] != drawn[c.id][1] or not same_judge]
     if _made_under(before, "label", folders.get("label")):
         known = first_judgments(read_records(folders["label"] / "judgments.jsonl", Judgment))
@@ -199,8 +199,11 @@ def _revisions(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[st
         steps = _by_id(known or revised(before, touched, folders["data"], "diff").path)
         fresh = revised(after, touched, folders["data"], "diff")
         num_revised = 0 if fresh.cached else len(touched)
-        for name, step in _by_id(fresh.path).items():
-            if (step.revision, step.rejected) != (steps[name].revision, steps[name].rejected):
+        new_steps = _by_id(fresh.path)
+        told = {s.prompt.id for name, s in steps.items() if name in new_steps}
+        tell_failed(len(touched) - len(told), len(touched), "prompts to revise", "diff")
+        for name, step in new_steps.items():
+            if name in steps and (step.revision, step.rejected) != (steps[name].revision, steps[name].rejected):
                 changes.append(Change(steps[name], step))
     return {
         "revisions": tuple(changes),

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from cai import config
+from cai import config, pipeline
 from cai.engines.base import EngineFactory, EnginePrompt, Sampling
 from cai.engines.journaled import generate_journaled, trimmed
 from cai.errors import ConfigError, unknown
@@ -18,12 +18,13 @@ from cai.models.digest import model_digest
 from cai.records import read_records, write_records
 from cai.store import Entry
 from cai.types import Comparison, Demonstration, Prompt
-from cai.workbench.bench import Asked, Bench, judged, made, side
+from cai.workbench.bench import Asked, Bench, judged, made, side, tell_failed
 from cai.workbench.runs import outputs
 from cai.workbench.wording import Finding, num_negations, num_words
 
-__all__ = ["answers", "label_findings", "pairs_to_judge", "tag_findings"]
+__all__ = ["answers", "data_of", "label_findings", "pairs_to_judge", "tag_findings"]
 
+_VERSION: Final = 1  # of what `_sampled` makes
 _FEWEST: Final = 10  # questions, below which a share says nothing
 _OPPOSED: Final = 0.5  # share of the pairs that both principles decide, on which they decide otherwise
 _CONFUSED: Final = 0.2  # share of the decided questions that have another answer in the other order
@@ -34,26 +35,35 @@ _NO_ANSWER: Final = 0.1  # share of the pairs without a well-formed answer
 Answers = Mapping[str, Sequence[Asked]]  # by principle
 
 
-def pairs_to_judge(bench: Bench, num: int, run: Path | None = None) -> list[Comparison]:
+def data_of(bench: Bench, run: Path | None = None) -> Path:
+    """The prompts of the run in folder `run`, or else of the bench: the output of the stage data."""
+    return outputs(run)["data"] if run else made(bench, "data")["data"].path
+
+
+def pairs_to_judge(bench: Bench, data: Path, num: int, run: Path | None = None) -> list[Comparison]:
     """Pairs of responses to `num` comparison prompts: SL-CAI's of the run in folder `run`, or else the base model's,
-    which a constitution has no part in.
+    which a constitution has no part in. Pairs that a server failed to give are left out, with a line on stderr.
     """
     if num < 1:
         raise ConfigError(f"--comparisons: must be 1 or more, got {num}")
-    folder = outputs(run)["sample"] if run else _sampled(bench, num).path
-    found = read_records(folder / "comparisons.jsonl", Comparison)[:num]
-    return [replace(c, responses=c.responses[:2]) for c in found]
+    folder = outputs(run)["sample"] if run else _sampled(bench, data, num).path
+    asked = [
+        replace(c, responses=c.responses[:2]) for c in read_records(folder / "comparisons.jsonl", Comparison)[:num]
+    ]
+    pairs = [pair for pair in asked if not any(response.failed for response in pair.responses)]
+    tell_failed(len(asked) - len(pairs), len(asked), "pairs", "lint")
+    return pairs
 
 
-def _sampled(bench: Bench, num: int) -> Entry:
+def _sampled(bench: Bench, data: Path, num: int) -> Entry:
     """Two responses of the base model to each prompt, as the stage sample would ask for them; through the store."""
-    data = made(bench, "data")["data"]
     settings, model = bench.settings.sample, bench.settings.model.path
     sampling = Sampling(max_new_tokens=settings["max_new_tokens"], temperature=settings["temperature"])
     factory: EngineFactory = config.build(bench.settings, ["engine"])["engine"]
+    digest = model_digest(model, factory)
 
     def build(folder: Path) -> dict[str, float]:
-        prompts = read_records(data.path / "comparisons.jsonl", Prompt)[:num]
+        prompts = read_records(data / "comparisons.jsonl", Prompt)[:num]
         asked = [prompt for prompt in prompts for _ in range(2)]
         responses = trimmed(
             generate_journaled(
@@ -64,7 +74,7 @@ def _sampled(bench: Bench, num: int) -> Entry:
                 seed=bench.settings.seed,
                 keys=[f"{prompt.id}/base/{number % 2}" for number, prompt in enumerate(asked)],
                 prompt_ids=[prompt.id for prompt in asked],
-                model=model_digest(model)[:12],
+                model=digest[:12],
                 title="responses",
             )
         )
@@ -73,15 +83,22 @@ def _sampled(bench: Bench, num: int) -> Entry:
         write_records(folder / "comparisons.jsonl", found)
         return {"num_comparisons": len(prompts)}
 
-    material = {"sample": settings, "seed": bench.settings.seed, "model": model_digest(model), "num": num}
-    return bench.store.get(material | {"data": data.fingerprint}, build, name="pairs")
+    material = {
+        "version": _VERSION,
+        "packages": pipeline.packages(),
+        "settings": pipeline.portable({"sample": settings, "engine": bench.settings.engine}),
+        "texts": {"model": digest},
+        "inputs": {"data": data.name},
+        "seed": bench.settings.seed,
+        "num": num,
+    }
+    return bench.store.get(material, build, name="pairs")
 
 
-def tag_findings(bench: Bench, comparisons: Sequence[Comparison], run: Path | None = None) -> list[Finding]:
-    """Tags in `applies_to` that are on no prompt of the data (of the run's), and principles that apply to none of the
-    pairs to judge, of which the labels therefore say nothing.
+def tag_findings(bench: Bench, data: Path, comparisons: Sequence[Comparison]) -> list[Finding]:
+    """Tags in `applies_to` that are on no prompt of the data, and principles that apply to none of the pairs to judge,
+    of which the labels therefore say nothing.
     """
-    data = outputs(run)["data"] if run else made(bench, "data")["data"].path
     prompts = [p for name in ("red_team", "comparisons") for p in read_records(data / f"{name}.jsonl", Prompt)]
     prompts += [d.prompt for d in read_records(data / "demonstrations.jsonl", Demonstration)]
     tags = {tag for prompt in prompts for tag in prompt.tags}

@@ -1,15 +1,17 @@
 """Answers that a judge gave, kept between commands: an edit to one principle asks only what that edit touched.
 
-A file `<store>/answers/<judge>.journal` for every judge (its weights, template, seed and temperature), with an answer
-per question. A question is known by everything that it shows, so nothing in it can change without its being asked anew.
+A file `<store>/answers/<judge>.journal` for every judge (its weights, template, seed, temperature and engine, and the
+packages that compute), with an answer per question. A question is known by everything that it shows, so nothing in it
+can change without its being asked anew.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cai import pipeline
 from cai.labelers.judge import Judge, Question, Row
 from cai.progress import progress
 from cai.records import Journal, fingerprint, to_json
@@ -30,11 +32,15 @@ class _Answer:
 
 
 class Memory:
-    """Asks a judge what it has not been asked before; `num_asked` and `num_reused` count questions."""
+    """Asks a judge, made by the node `engine`, what it has not been asked before; `num_asked` and `num_reused` count
+    questions. `judge` is the fingerprint of all that decides its answers.
+    """
 
-    def __init__(self, judge: Judge, folder: Path) -> None:
+    def __init__(self, judge: Judge, engine: Mapping[str, object], folder: Path) -> None:
         self._judge = judge
-        self._path = folder / f"{fingerprint(judge.settings())}.journal"
+        own = {"engine": pipeline.portable(engine), "packages": pipeline.packages()}
+        self.judge = fingerprint(judge.settings() | own)
+        self._path = folder / f"{self.judge}.journal"
         self._told: dict[str, _Answer] = {}
         self.num_asked = 0
         self.num_reused = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from cai.errors import ConfigError
 from cai.records import fingerprint, read_records
 from cai.types import Prompt, Revision, Turn
-from cai.workbench.bench import Asked, Bench, comparison, judged, made, revised
+from cai.workbench.bench import Asked, Bench, comparison, judged, made, revised, tell_failed
 
 __all__ = ["Preview", "preview"]
 
@@ -29,7 +29,8 @@ class Preview:
 def preview(bench: Bench, texts: Sequence[str], num: int) -> list[Preview]:
     """The prompts `texts`, to which every principle applies, or else `num` of the configuration's own.
 
-    What is shown is what a run would make of these prompts: the same draws of principles, the same seeds.
+    What is shown is what a run would make of these prompts: the same draws of principles, the same seeds. Prompts that
+    a server failed to respond to are left out, with a line on stderr.
     """
     if num < 1:
         raise ConfigError(f"--num: must be 1 or more, got {num}")
@@ -38,8 +39,10 @@ def preview(bench: Bench, texts: Sequence[str], num: int) -> list[Preview]:
     steps: dict[str, list[Revision]] = defaultdict(list)
     for revision in read_records(revised(bench, prompts, data, "preview").path / "revisions.jsonl", Revision):
         steps[revision.prompt.id].append(revision)
+    answered = [prompt for prompt in prompts if prompt.id in steps]
+    tell_failed(len(prompts) - len(answered), len(prompts), "prompts", "preview")
     asked = []
-    for prompt in prompts:
+    for prompt in answered:
         first, last = steps[prompt.id][0].response, _latest(steps[prompt.id])
         if first != last:
             pair = comparison(prompt, last, first)
@@ -47,7 +50,7 @@ def preview(bench: Bench, texts: Sequence[str], num: int) -> list[Preview]:
     labels: dict[str, list[Asked]] = defaultdict(list)
     for answer in judged(bench, asked, "labels"):
         labels[answer.comparison.id].append(answer)
-    return [Preview(p, tuple(steps[p.id]), tuple(labels[p.id])) for p in prompts]
+    return [Preview(p, tuple(steps[p.id]), tuple(labels[p.id])) for p in answered]
 
 
 def _given(bench: Bench, text: str) -> Prompt:

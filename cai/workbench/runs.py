@@ -11,8 +11,8 @@ __all__ = ["command", "outputs"]
 
 def command(run: Path) -> list[str]:
     """The overrides of a run, without its constitution."""
-    items: list[str] = _run_json(run)["command"]
-    return [item for item in items if "=" in item and item.partition("=")[0].lstrip("+") != "constitution"]
+    _cai, _run, *items = _run_json(run)["command"]
+    return [item for item in items if item.partition("=")[0].lstrip("+") != "constitution"]
 
 
 def outputs(run: Path) -> dict[str, Path]:
