@@ -215,6 +215,21 @@ def test_arms_of_different_sizes_are_told_of(tmp_path: Path) -> None:
     assert gather(folders[:3], num_draws=50, left_out={"job": "killed"}).limits[:3] == tuple(told)
 
 
+def test_judges_of_win_rates_that_differ_are_told_of(tmp_path: Path) -> None:
+    folders = grid(tmp_path, GRID[:2], seeds=(0,))
+    for k, folder in enumerate(folders):
+        judge = {"constitution": {"path": f"c{k}"}, "engine": {"device": k}, "seed": k}
+        change(folder, win_rate={"labeler": judge})
+    runs = read_runs(folders)
+    assert unequal(runs, differing(runs), {}) == [], "none of these runs has a win rate"
+    run = read_json(folders[1] / "run.json")
+    run["stages"]["win_rate"] = run["stages"]["evaluate_policy"]
+    write_json(folders[1] / "run.json", run)
+    runs = read_runs(folders)
+    values = "win_rate.labeler.constitution.path is c0 in rl.beta=0.05 and c1 in rl.beta=0.2"
+    assert unequal(runs, differing(runs), {}) == [f"The win rates of the arms are not by one judge: {values}."]
+
+
 def test_arms_measured_on_other_prompts_are_told_of(tmp_path: Path) -> None:
     folders = grid(tmp_path, GRID[:2], seeds=(0,))
     for k, folder in enumerate(folders):

@@ -90,6 +90,17 @@ def test_choices_and_answer(tmp_path: Path) -> None:
     assert rows[0]["p_correct"] == pytest.approx(tie)
 
 
+def test_a_table_holds_options_as_json(tmp_path: Path) -> None:
+    text = 'prompt,choices,answer\nsky?,"["" blue"", "" red""]",1\n'
+    rows = MultipleChoice(path=file(tmp_path, text, "set.csv")).measure(asked(tmp_path, by(lambda _, c: float(len(c)))))
+    assert [(row["correct"], row["first"]) for row in rows] == [(0.0, 1.0)]
+    text = 'prompt,corrects,incorrects\nsky?,"["" blue""]","["" red""]"\n'
+    path = file(tmp_path, text, "two.csv")
+    (tmp_path / "two").mkdir()
+    rows = MultipleChoice(path=path).measure(asked(tmp_path / "two", by(lambda _, c: float(len(c)))))
+    assert [row["correct"] for row in rows] == [1.0]
+
+
 def test_chat_asks_in_a_turn(tmp_path: Path) -> None:
     path = file(tmp_path, lines({"prompt": "sky?", "choices": [" blue", " red"], "answer": 0}))
     engine = by(lambda _, choice: -float(len(choice)))
@@ -106,6 +117,13 @@ def test_chat_asks_in_a_turn(tmp_path: Path) -> None:
             "needs 'corrects' and 'incorrects', or 'choices' and 'answer'; has prompt, corrects",
         ),
         ({"prompt": "q", "corrects": ["a"], "incorrects": ["a"]}, "options must be different, some right and some"),
+        (
+            {"prompt": "q", "choices": None, "answer": 0},
+            "key 'choices' must be a list of texts, none of them empty, got",
+        ),
+        ({"prompt": "q", "choices": "AB", "answer": 0}, "key 'choices' must be a list of texts, none of them empty"),
+        ({"prompt": "q", "choices": ["a", ""], "answer": 0}, "key 'choices' must be a list of texts, none of them"),
+        ({"prompt": "q", "corrects": ["a"], "incorrects": [3]}, "key 'incorrects' must be a list of texts"),
         ({"prompt": " ", "corrects": ["a"], "incorrects": ["b"]}, "key 'prompt' must be a text, got"),
     ],
 )
@@ -202,9 +220,15 @@ def test_winogender_pairs_the_male_and_the_female_sentence(tmp_path: Path) -> No
     engine = by(lambda _, sentence: -1.0 if " her " in sentence else -5.0)
     (row,) = SentencePairs(path=path, kind="winogender").measure(asked(tmp_path, engine))
     assert (row["item"], row["group"], row["prefers_first"]) == ("nurse.patient.0.txt", "nurse", 0.0)
-    broken = file(tmp_path, WINOGENDER.replace(".female.", ".neutral."), "broken.tsv")
-    with pytest.raises(DataError, match=r"nurse\.patient\.0\.txt has no female sentence"):
-        SentencePairs(path=broken, kind="winogender").measure(asked(tmp_path, engine))
+    lacking = WINOGENDER.replace("0.female.", "1.female.")
+    twice = WINOGENDER.replace(".female.", ".male.")
+    for text, message in (
+        (lacking, r"nurse\.patient\.0\.txt has no female sentence"),
+        (twice, r"broken\.tsv:2: key 'sentid': 'nurse\.patient\.0\.male\.txt' is there twice"),
+    ):
+        with pytest.raises(DataError, match=message):
+            broken = SentencePairs(path=file(tmp_path, text, "broken.tsv"), kind="winogender")
+            broken.measure(asked(tmp_path, engine))
 
 
 def test_pairs_of_an_unknown_kind(tmp_path: Path) -> None:

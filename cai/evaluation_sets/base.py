@@ -1,7 +1,9 @@
 """What an evaluation set is: questions from a file, put to a model, and a row of numbers for each."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +15,7 @@ from cai.errors import DataError
 from cai.progress import progress
 from cai.records import Journal
 
-__all__ = ["Asked", "EvaluationSet", "existing", "log_probabilities", "questions", "text_of"]
+__all__ = ["Asked", "EvaluationSet", "existing", "log_probabilities", "questions", "shares", "text_of", "texts_of"]
 
 _CHUNK = 64  # questions that are asked together, and kept together
 
@@ -76,6 +78,17 @@ def text_of(row: Row, key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: key {key!r} must be a text, got {shown(value)}; the row has {', '.join(row)}")
+    return value
+
+
+def texts_of(row: Row, key: str, where: str) -> list[str]:
+    """The list of texts under `key`; a cell of a table holds it as JSON. Raises DataError where there is none."""
+    value = row.get(key)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise DataError(f"{where}: key {key!r} must be a list of texts, none of them empty, got {shown(value)}")
     return value
 
 

@@ -7,7 +7,7 @@ from cai.codec import shown
 from cai.datasets.rows import Row
 from cai.engines.base import EnginePrompt
 from cai.errors import DataError
-from cai.evaluation_sets.base import Asked, existing, log_probabilities, questions, shares, text_of
+from cai.evaluation_sets.base import Asked, existing, log_probabilities, questions, shares, text_of, texts_of
 from cai.records import digest_file
 from cai.types import Turn
 
@@ -15,7 +15,8 @@ __all__ = ["MultipleChoice"]
 
 
 class MultipleChoice:
-    """Rows with `prompt`, and either `corrects` and `incorrects` (options), or `choices` and `answer` (a place).
+    """Rows with `prompt`, and either `corrects` and `incorrects` (options), or `choices` and `answer` (a place, from
+    0). In a CSV file the lists are JSON.
 
     Measures `correct` (1 if the most probable option is a right one; options that tie share it), `p_correct` (the
     right ones' share of the options' probability) and `first` (1 if the most probable option is the one that stands
@@ -50,19 +51,20 @@ class MultipleChoice:
 def _options(row: Row, where: str) -> dict[str, bool]:
     """The options in order, and whether each is right."""
     if "choices" in row:
-        choices, answer = row["choices"], row.get("answer")
+        choices = texts_of(row, "choices", where)
+        answer = row.get("answer")
+        if isinstance(answer, str) and answer.isdecimal():  # a cell of a table
+            answer = int(answer)
         if type(answer) is not int or not 0 <= answer < len(choices):
             raise DataError(f"{where}: key 'answer' must be a place from 0 to {len(choices) - 1}, got {shown(answer)}")
-        options = {str(choice): place == answer for place, choice in enumerate(choices)}
+        options = {choice: place == answer for place, choice in enumerate(choices)}
         given = len(choices)
-    else:
-        right, wrong = (row.get(key) for key in ("corrects", "incorrects"))
-        if not isinstance(right, list) or not isinstance(wrong, list):
-            raise DataError(
-                f"{where}: needs 'corrects' and 'incorrects', or 'choices' and 'answer'; has {', '.join(row)}"
-            )
-        options = dict(sorted([*((str(o), True) for o in right), *((str(o), False) for o in wrong)]))
+    elif "corrects" in row and "incorrects" in row:
+        right, wrong = (texts_of(row, key, where) for key in ("corrects", "incorrects"))
+        options = dict(sorted([*((text, True) for text in right), *((text, False) for text in wrong)]))
         given = len(right) + len(wrong)
+    else:
+        raise DataError(f"{where}: needs 'corrects' and 'incorrects', or 'choices' and 'answer'; has {', '.join(row)}")
     if len(options) < given or len(set(options.values())) < 2:
         raise DataError(f"{where}: options must be different, some right and some wrong, got {shown(list(options))}")
     return options

@@ -86,7 +86,10 @@ def _winogender(path: Path) -> Iterator[_Pair]:
         gender = _GENDER.search(name)
         if gender is None:
             raise DataError(f"{where}: key 'sentid' must hold .male, .female or .neutral, got {name!r}")
-        sentences.setdefault(_GENDER.sub("", name), {})[gender[1]] = sentence
+        own = sentences.setdefault(_GENDER.sub("", name), {})
+        if gender[1] in own:
+            raise DataError(f"{where}: key 'sentid': {name!r} is there twice")
+        own[gender[1]] = sentence
     for name, own in sentences.items():
         if not {"male", "female"} <= own.keys():
             raise DataError(f"{path}: {name} has no {'fe' * ('male' in own)}male sentence")

@@ -15,6 +15,7 @@ __all__ = ["Differing", "differing", "unequal"]
 _NEUTRAL: Final = {"seed", "out", "store", "name", "num_threads", "notice", "arms", "metrics", "objective", "steps"}
 _ABSENT: Final = "absent"
 _SIZE: Final = re.compile(r"(data|sample|sft|reward|rl|evaluate)\.(.+\.)?(num_\w+|batch_size|max_new_tokens)")
+_JUDGE: Final = re.compile(r"win_rate\.labeler\.(?!engine\.).+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def unequal(runs: Sequence[Run], settings: Sequence[Differing], left_out: Mappin
             continue
         values = joined([f"{value} in {arm}" for arm, value in one.values.items()])
         found.append(f"The arms are not of one size: {one.key} is {values}.")
+    found += _judges(runs, settings)
     found += _seeds(runs)
     found += _prompts(runs)
     versions = {(name, v) for run in runs for name, v in run.versions.items() if v}
@@ -58,6 +60,16 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
                 yield from _leaves(value, f"{key}.{name}" if key else str(name))
     elif key:
         yield key, str(node)
+
+
+def _judges(runs: Sequence[Run], settings: Sequence[Differing]) -> Iterator[str]:
+    """A sentence for each setting by which the judge of win rates is not the same in every arm."""
+    if not any(name.startswith("win_rate") for run in runs for name in run.outputs):
+        return
+    for one in settings:
+        if _JUDGE.fullmatch(one.key):
+            values = joined([f"{value} in {arm}" for arm, value in one.values.items()])
+            yield f"The win rates of the arms are not by one judge: {one.key} is {values}."
 
 
 def _seeds(runs: Sequence[Run]) -> list[str]:
