@@ -212,6 +212,20 @@ def test_principles_without_a_prompt_are_named_before_anything_is_asked(
     assert engine.generated == [] and "principle 'b' applies to no prompt" in capsys.readouterr().err
 
 
+def test_without_revisions_the_first_responses_are_learned_from(data: Path, workdir: Path) -> None:
+    engine = FunctionEngine(
+        reply=lambda asked, key: "" if "red3/" in key else f"{sub_step(key)} of {key.split('/')[1]}"
+    )
+    facts = run(revise(workdir, engine, num_revisions=0), {"data": data}, workdir / "out")
+    assert [sub_step(call[0][1]) for call in engine.generated] == ["respond"]
+    assert read_records(workdir / "out" / "revisions.jsonl", Revision) == [] and facts["num_revisions"] == 0
+    learned = read_records(workdir / "out" / "sft.jsonl", Demonstration)
+    own = [(d.prompt.id, d.text) for d in learned if d.source == "response"]
+    assert own == [(f"red{i}", f"respond of red{i}") for i in range(24) if i != 3]
+    summary = read_json(workdir / "out" / "revise.json")
+    assert summary["initial"] == {"empty": 1} and summary["num_sft"] == len(learned) > len(own)
+
+
 def test_settings_that_cannot_be(workdir: Path) -> None:
-    with pytest.raises(ConfigError, match="num_revisions: must be at least 1, got 0"):
-        revise(workdir, FunctionEngine(), num_revisions=0)
+    with pytest.raises(ConfigError, match="num_revisions: must be 0 or more, got -1"):
+        revise(workdir, FunctionEngine(), num_revisions=-1)

@@ -326,6 +326,7 @@ def test_every_principle_applies_to_a_prompt_that_is_given(workdir: Path, capsys
         (["test", "own.yaml", "labeler=simulated"], "labeler: the workbench asks the AI labeler, not 'simulated'; add"),
         (["test", "onw.yaml"], "onw.yaml: no such file"),
         (["preview", "own.yaml", "--num", "0"], "--num: must be 1 or more, got 0"),
+        (["preview", "own.yaml", "revise.num_revisions=0"], "revise.num_revisions: is 0, so no revision is there to"),
         (["lint", "own.yaml", "--comparisons", "0"], "--comparisons: must be 1 or more, got 0"),
         (["lint", "own.yaml", "--run", "."], ".: is no run folder (there is no run.json in it)"),
         (["preview", "far.yaml"], "far.yaml: no principle applies to any prompt of the data; see applies_to"),

@@ -67,8 +67,9 @@ class Revise:
     `num_neutralised` counts the prompts in which a marker of their format was broken up in a text (`cai.prompts`).
 
     sft.jsonl (Demonstration) holds the revisions of *every* step that were not rejected, as in the paper, and the
-    helpful demonstrations. `critique=False` asks for the revision at once (section 3.5). The scorer measures and
-    decides nothing. A prompt that a server failed to respond to has no steps; failures are listed in failed.jsonl.
+    helpful demonstrations; with `num_revisions=0` the usable first responses instead, which figure 5 compares with.
+    `critique=False` asks for the revision at once (section 3.5). The scorer measures and decides nothing. A prompt that
+    a server failed to respond to has no steps; failures are listed in failed.jsonl.
     """
 
     version: ClassVar[int] = 3
@@ -78,8 +79,8 @@ class Revise:
         max_new_tokens: int, num_revisions: int = 2, critique: bool = True, temperature: float = 1.0,
         scorer: Scorer | None = None,
     ) -> None:  # fmt: skip
-        if num_revisions < 1:
-            raise ConfigError(f"num_revisions: must be at least 1, got {num_revisions}")
+        if num_revisions < 0:
+            raise ConfigError(f"num_revisions: must be 0 or more, got {num_revisions}")
         self._factory = engine
         self._model = model
         self._family = prompts
@@ -120,7 +121,7 @@ class Revise:
             by_step.append(latest)
             steps.append(revisions)
         by_prompt = [revision for revisions in zip(*steps, strict=True) for revision in revisions]
-        revised = _demonstrations(by_prompt)
+        revised = _demonstrations(by_prompt) if self._num_revisions else _unrevised(prompts, first)
         own = {"num_unused_principles": len(unused), "num_neutralised": len(run.neutralised)}
         counts = {**_counts(first, by_prompt), **own}
         write_records(output / "revisions.jsonl", by_prompt)
@@ -236,6 +237,16 @@ def _demonstrations(revisions: Sequence[Revision]) -> list[Demonstration]:
         Demonstration(id=r.id, prompt=r.prompt, text=r.revision, source=f"revision-{r.step}")
         for r in revisions
         if not r.rejected
+    ]
+
+
+def _unrevised(prompts: Sequence[Prompt], first: Sequence[Response]) -> list[Demonstration]:
+    """What SFT learns from where nothing is revised: the first responses that a revision may be, too."""
+    asked = {prompt.id: prompt for prompt in prompts}
+    return [
+        Demonstration(id=f"{r.prompt_id}/response", prompt=asked[r.prompt_id], text=r.text, source="response")
+        for r in first
+        if not rejection(r)
     ]
 
 

@@ -34,6 +34,8 @@ def preview(bench: Bench, texts: Sequence[str], num: int) -> list[Preview]:
     """
     if num < 1:
         raise ConfigError(f"--num: must be 1 or more, got {num}")
+    if bench.settings.revise.get("num_revisions") == 0:
+        raise ConfigError("revise.num_revisions: is 0, so no revision is there to be shown")
     data = made(bench, "data")["data"].path
     prompts = [_given(bench, text) for text in dict.fromkeys(texts)] or _own(bench, data, num)
     steps: dict[str, list[Revision]] = defaultdict(list)
