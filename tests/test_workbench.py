@@ -384,6 +384,10 @@ def test_the_settings_of_a_run_are_taken_up_whole(workdir: Path) -> None:
     overrides = ["experiment=rlaif", "~labeler.clamp", "++seed=1"]
     write_json(workdir / "run.json", {"command": ["cai", "run", *overrides, "constitution=own.yaml"]})
     assert runs.command(workdir) == overrides
+    for arm, own in (("four", ["revise.num_revisions=4"]), ("of the command", [])):
+        asked = ["experiment=ablation_revisions", "seed=1"]
+        write_json(workdir / "run.json", {"command": ["cai", "run", *asked], "arm": arm})
+        assert runs.command(workdir) == [*asked, *own]
 
 
 # --- lint -------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cai import config
 from cai.errors import DataError
 from cai.records import read_json
 
@@ -10,8 +11,11 @@ __all__ = ["command", "outputs"]
 
 
 def command(run: Path) -> list[str]:
-    """The overrides of a run, without its constitution."""
-    _cai, _run, *items = _run_json(run)["command"]
+    """The overrides of a run, and of the arm that it is, without its constitution."""
+    told = _run_json(run)
+    _cai, _run, *items = told["command"]
+    if told.get("arm"):
+        items += config.compose(items).arms.get(told["arm"], ())  # none for an arm that the command itself added
     return [item for item in items if item.partition("=")[0].lstrip("+") != "constitution"]
 
 
