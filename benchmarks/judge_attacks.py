@@ -30,7 +30,8 @@ from cai.engines.base import EnginePrompt
 from cai.engines.transformers import TransformersEngine
 from cai.prompts import PromptFamily
 from cai.records import write_json
-from cai.report.statistics import Bootstrap, mean_table
+from cai.report.resampling import mean_table
+from cai.report.statistics import Bootstrap
 
 ATTACKS = Path(__file__).parent.parent / "tests" / "attacks.yaml"
 CONTROL = {"kind": "control", "text": "zyx wvu tsr qpo nml"}

@@ -13,14 +13,13 @@ import numpy as np
 
 from cai.labelers.feedback import own_pairs
 from cai.report.agreement import Estimator
+from cai.report.logistic import logistic, sigmoid
 from cai.report.resampling import Floats
 from cai.report.statistics import Estimate
 from cai.types import Comparison, Judgment
 
 __all__ = ["Bias", "Look", "biases", "fit", "looks"]
 
-_STEPS: Final = 60  # of Newton's method; what has no finite answer has run away by then
-_MOST: Final = 30.0  # log-odds at a column's largest value: beyond, it decides by itself
 _Z: Final = 1.959964
 
 
@@ -123,31 +122,19 @@ def fit(columns: Floats, outcome: Floats, clusters: Sequence[str]) -> list[Estim
     num, size = columns.shape
     if not size or len(names) <= size:
         return None
-    scale = np.abs(columns).max(axis=0)  # so that gold of any unit is as good as another
-    x, beta = columns / scale, np.zeros(size)
-    hessian = np.eye(size)
-    for _ in range(_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(x @ beta, -500, 500)))
-        hessian = (x * (p * (1 - p))[:, None]).T @ x
-        if np.linalg.cond(hessian) > 1e12:
-            return None
-        step = np.linalg.solve(hessian, x.T @ (outcome - p))
-        beta = beta + step
-        if np.abs(beta).max() > _MOST:
-            return None
-        if np.abs(step).max() < 1e-10:
-            break
-    else:
+    beta = logistic(columns, outcome)
+    if beta is None:
         return None
+    p = sigmoid(columns @ beta)
     scores = np.zeros((len(names), size))
-    np.add.at(scores, index, x * (outcome - p)[:, None])
-    inverse = np.linalg.inv(hessian)
+    np.add.at(scores, index, columns * (outcome - p)[:, None])
+    inverse = np.linalg.inv((columns * (p * (1 - p))[:, None]).T @ columns)
     groups = len(names)
     variance = inverse @ (scores.T @ scores) @ inverse * groups / (groups - 1)
-    errors = np.sqrt(np.diag(variance)) / scale
+    errors = np.sqrt(np.diag(variance))
     return [
         Estimate(float(b), float(b - _Z * e), float(b + _Z * e), num, groups, method="regression")
-        for b, e in zip(beta / scale, errors, strict=True)
+        for b, e in zip(beta, errors, strict=True)
     ]
 
 

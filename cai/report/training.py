@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cai.report.agreement import Bin, calibration, calibration_error_of, calibration_table
+from cai.report.logistic import sigmoid
 from cai.report.plots import Curve
 from cai.report.resampling import mean_table
 from cai.report.runs import Run, by_arm, stages_of
@@ -65,7 +66,7 @@ def _reward_model(arm: str, pairs: Mapping[int, list[dict[str, Any]]], bootstrap
         return mean(lambda row: _right(row) if tag in row["tags"] else math.nan, is_rate=True)
 
     calibrations = [
-        calibration_table(s, _prompts(rows), [_sigmoid(r["delta"]) for r in rows], [r["p"] for r in rows])
+        calibration_table(s, _prompts(rows), [float(sigmoid(r["delta"])) for r in rows], [r["p"] for r in rows])
         for s, rows in pairs.items()
     ]
     accuracy = mean(_right, is_rate=True)
@@ -76,7 +77,7 @@ def _reward_model(arm: str, pairs: Mapping[int, list[dict[str, Any]]], bootstrap
         num_pairs=sum(map(len, pairs.values())),
         accuracy=accuracy,
         by_tag={tag: found for tag in tags if (found := right_on(tag)) is not None},
-        log_loss=mean(lambda r: _cross_entropy(r["p"], _sigmoid(r["delta"]))),
+        log_loss=mean(lambda r: _cross_entropy(r["p"], float(sigmoid(r["delta"])))),
         entropy_floor=mean(lambda r: _cross_entropy(r["p"], r["p"])),
         calibration_error=bootstrap.estimate(calibrations, calibration_error_of),
         bins=tuple(calibration(calibrations)),
@@ -90,10 +91,6 @@ def _prompts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _right(row: Mapping[str, Any]) -> float:
     product = row["delta"] * (row["p"] - 0.5)
     return 0.5 if product == 0 else float(product > 0)
-
-
-def _sigmoid(x: float) -> float:
-    return 0.5 * (1 + math.tanh(x / 2))
 
 
 def _cross_entropy(p: float, q: float) -> float:

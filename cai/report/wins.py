@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from cai.report.logistic import logistic, sigmoid
 from cai.report.resampling import Floats, Table, mean_table, ratio, table_of
 from cai.report.runs import Policy, Run
 from cai.report.statistics import Bootstrap, Estimate
@@ -14,7 +15,6 @@ from cai.report.statistics import Bootstrap, Estimate
 __all__ = ["Match", "WinRate", "judged_pair", "matches", "win_rates"]
 
 MARGIN: Final = 0.05  # rates whose difference is surely below this are called equal for practical purposes
-_STEPS: Final = 30  # of Newton's method, which needs 5 to 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,37 +191,11 @@ def _at_equal_length(match: Match, bootstrap: Bootstrap) -> Estimate | None:
         known = ~np.isnan(x) & ~np.isnan(y)
         if not known.any():
             continue
-        fitted = _logistic(x[known], y[known])
+        fitted = logistic(np.column_stack([np.ones(known.sum()), x[known]]), y[known])
         if fitted is None:
             return None
         tables.append(_newton_table(seed, match.prompts[seed], x, y, fitted))
     return bootstrap.estimate(tables, _rate_at_equal_length)
-
-
-def _logistic(x: Floats, y: Floats) -> Floats | None:
-    """(b0, b1) by Newton's method; None where all lengths are equal, or where wins and losses are separated."""
-    if len(x) < 3 or x.std() == 0 or y.min() == y.max():
-        return None
-    b: Floats = np.zeros(2)
-    for _ in range(_STEPS):
-        h00, h01, h11, g0, g1 = _newton_columns(x, y, b).sum(axis=0)
-        determinant = h00 * h11 - h01 * h01
-        if determinant < 1e-9 * h00 * h11:
-            return None
-        step = np.array([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / determinant
-        b = b + step
-        if np.abs(step).max() < 1e-9:
-            return b
-        if np.abs(b).max() > 20:
-            return None
-    return None
-
-
-def _newton_columns(x: Floats, y: Floats, b: Floats) -> Floats:
-    """(N, 5): what each pair adds to the Hessian (three entries) and to the gradient (two)."""
-    p = 1 / (1 + np.exp(-(b[0] + b[1] * x)))
-    weight, error = p * (1 - p), y - p
-    return np.column_stack([weight, weight * x, weight * x * x, error, error * x])
 
 
 def _newton_table(seed: int, prompts: Sequence[str], x: Floats, y: Floats, b: Floats) -> Table:
@@ -230,8 +204,11 @@ def _newton_table(seed: int, prompts: Sequence[str], x: Floats, y: Floats, b: Fl
     their fits, each by its weight.
     """
     known = ~np.isnan(x) & ~np.isnan(y)
-    h00, h01, h11, g0, g1 = _newton_columns(np.where(known, x, 0.0), np.where(known, y, 0.0), b).T
-    columns = np.column_stack([h00, h01, h11, g0 + h00 * b[0] + h01 * b[1], g1 + h01 * b[0] + h11 * b[1]])
+    x, y = np.where(known, x, 0.0), np.where(known, y, 0.0)
+    p = sigmoid(b[0] + b[1] * x)
+    weight = p * (1 - p)
+    target = weight * (b[0] + b[1] * x) + y - p
+    columns = np.column_stack([weight, weight * x, weight * x * x, target, target * x])
     columns = np.where(known[:, None], columns, 0.0)
     return table_of(seed, prompts, columns, int(known.sum()), bounds=(0.0, 1.0))
 
@@ -239,4 +216,4 @@ def _newton_table(seed: int, prompts: Sequence[str], x: Floats, y: Floats, b: Fl
 def _rate_at_equal_length(sums: Floats) -> Floats:
     """(D, 5) normal equations -> (D,) the rate at ratio 1."""
     h00, h01, h11, r0, r1 = sums.T
-    return np.asarray(1 / (1 + np.exp(-ratio(h11 * r0 - h01 * r1, h00 * h11 - h01 * h01))))
+    return sigmoid(ratio(h11 * r0 - h01 * r1, h00 * h11 - h01 * h01))
