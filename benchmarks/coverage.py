@@ -3,10 +3,9 @@
     python benchmarks/coverage.py [--studies 2000] [--output benchmarks/results/coverage.json]
 
 Simulates studies whose truth is known (prompts of different difficulty, seeds that differ, two arms that do not) and
-puts each through the code that the report uses. Wanted: coverage of 93 to 97 % (of rare rates over three seeds 98 %,
-which is wide rather than wrong); a null comparison (the same labeler,
-other seeds) called a difference in 5 % of studies; the test for equivalence fooled in 5 % or fewer where the truth lies
-on its margin.
+puts each through the code that the report uses. Wanted: coverage of 93 to 97 % (of rare rates over three seeds 98 %);
+a null comparison (the same labeler, other seeds) called a difference in 5 % of studies; the test for equivalence fooled
+in 5 % or fewer where the truth lies on its margin.
 """
 
 import argparse
