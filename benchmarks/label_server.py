@@ -1,6 +1,6 @@
 """Twenty people label at once, click twice, and the server is killed again and again: is every answer there once?
 
-    python benchmarks/label_server.py [--people 20] [--tasks 50] [--kills 10] [--think 3] [--output FILE.json]
+    python benchmarks/label_server.py [--people 20] [--tasks 50] [--kills 10] [--think 0.5] [--output FILE.json]
 
 Starts `cai label serve` on a database of its own. Every person opens the page, waits `--think` seconds on average (a
 person who reads needs longer), sends the answer twice at once, now and then goes back and sends an old one again, or
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--tasks", type=int, default=50, help="that each person labels")
     parser.add_argument("--kills", type=int, default=10, help="of the server")
-    parser.add_argument("--think", type=float, default=3.0, help="mean seconds between a page and its answer")
+    parser.add_argument("--think", type=float, default=0.5, help="mean seconds between a page and its answer")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
