@@ -42,7 +42,7 @@ class PPO(PPOSettings):
     by `cai.rl.settings.PPOSettings`.
     """
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     scorer: Scorer | None = None
     rewards: Sequence[Part] = ()

@@ -42,7 +42,7 @@ class Reward(TrainingSettings, LoRASettings):
     `calibrated_log_loss` and `calibrated_ece` are with it, by halves that are fitted on each other.
     """
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     held_out_share: float = 0.1
     num_models: int = 1
