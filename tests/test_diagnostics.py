@@ -42,8 +42,8 @@ def test_each_sign(at: int, changed: dict[str, float], kind: str, words: str) ->
 
 
 def test_a_value_function_worse_than_a_constant() -> None:
-    curve = [healthy(number) | {"explained_variance": -0.3} for number in range(13)]
-    assert [list(warn(curve[:number])) for number in (12, 13)] == [[], ["value"]]
+    curve = [healthy(number) | {"explained_variance": -0.3} for number in range(8)]
+    assert [list(warn(curve[:number])) for number in (5, 6)] == [[], ["value"]]
 
 
 def test_gold_that_falls_while_the_score_rises() -> None:

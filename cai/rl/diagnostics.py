@@ -12,7 +12,7 @@ __all__ = ["describe", "diagnose", "warn"]
 
 Row = Mapping[str, float | None]
 
-_SETTLED: Final = 12  # updates that a value function may take to unlearn that its reward model read whole responses
+_SETTLED: Final = 5  # updates after which a value function should know something
 _RECENT: Final = 4  # updates whose mean counts as "now"
 
 
