@@ -13,7 +13,8 @@ MOST = float(binom.ppf(0.99, NUM, 0.05)) / NUM  # a test at 5 % errs more often 
 @pytest.mark.parametrize("name", coverage.STUDIES)
 def test_intervals_hold_the_truth(name: str) -> None:
     found = coverage.coverage(coverage.STUDIES[name], NUM)
-    assert 0.92 <= found["coverage"] <= 0.99, found  # rare rates of three seeds: 98 %
+    most = 0.99 if "rate of 99 %" in name else 0.985  # Student's t over three seeds of a rate near its end is wide
+    assert 0.92 <= found["coverage"] <= most, found
 
 
 @pytest.mark.parametrize("name", coverage.NULLS)
