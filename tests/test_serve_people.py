@@ -3,6 +3,7 @@
 import sqlite3
 import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,15 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from label_site import Project, anywhere, form, prefer, some
-from sqlalchemy import text, update
+from label_site import PASSWORD, Browser, Project, anywhere, form, prefer, some
+from sqlalchemy import select, text, update
+from starlette.testclient import TestClient
 
 from cai.errors import LabelerError, StoreError
-from cai.serve.accounts import Throttle
-from cai.serve.tables import Database, meta
+from cai.serve.accounts import Account, Accounts, Throttle
+from cai.serve.app import create_app
+from cai.serve.site import Site
+from cai.serve.tables import NUM_CONNECTIONS, Database, labelers, meta
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -49,6 +53,37 @@ def test_guessing_passwords_has_to_wait(project: Project) -> None:
     project.clock.now += 31
     assert project.accounts.sign_in("ada", "correct horse") is not None
     assert project.accounts.sign_in("nobody", "correct horse") is None
+
+
+def test_many_who_sign_in_take_nothing_from_those_who_label(project: Project) -> None:
+    """More sign-ins than there are threads wait for one that is stuck; a page still comes, and then they come in."""
+    project.person("ada")
+    app = create_app(Site(project.database), hosts=["127.0.0.1"])
+    accounts, go_on, under_way = app.state.site.accounts, threading.Event(), []
+
+    def stuck(name: str, password: str) -> Account | None:
+        under_way.append(name)
+        assert go_on.wait(60)
+        return Accounts.sign_in(accounts, name, password)
+
+    with TestClient(app, "http://127.0.0.1") as client, patch.object(accounts, "sign_in", stuck):
+        browser = Browser(client)
+        browser.get("/sign-in")
+        fields = {**browser.hidden("/sign-in"), "name": "ada", "password": PASSWORD}
+        with ThreadPoolExecutor(NUM_CONNECTIONS + 4) as people:
+            waiting = [people.submit(browser.post, "/sign-in", fields) for _ in range(NUM_CONNECTIONS + 4)]
+            while not under_way:
+                time.sleep(0.01)
+            assert client.get("/sign-in").status_code == 200 and len(under_way) == 1
+            go_on.set()
+            assert {response.result().status_code for response in waiting} == {200}
+
+
+def test_a_password_is_kept_as_owasp_asks(project: Project) -> None:
+    assert project.accounts.accept(project.accounts.invite("ada"), PASSWORD) is not None
+    with project.database.read() as connection:
+        (kept,) = connection.execute(select(labelers.c.password)).scalars()
+    assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
 
 
 def test_guesses_at_once_are_counted_before_they_are_tried(project: Project) -> None:

@@ -1,15 +1,18 @@
 """The web application: routes, security headers, and which names it answers to."""
 
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cai.serve import admin, doors, pages
-from cai.serve.site import Refused, Site, refusal, site_of
+from cai.serve.site import Refused, Site, refusal, static_files
+from cai.serve.tables import NUM_CONNECTIONS
 
 __all__ = ["create_app"]
 
@@ -32,7 +35,7 @@ def create_app(site: Site, *, hosts: Sequence[str]) -> FastAPI:
     """The application. Requests for other host names than `hosts` are refused: a page of somebody else, whose name has
     been made to point at this machine, gets nothing.
     """
-    app = FastAPI(title="cai", openapi_url=None)
+    app = FastAPI(title="cai", openapi_url=None, lifespan=_few_threads)
     app.state.site = site
     app.add_exception_handler(Refused, refusal)
     app.add_exception_handler(HTTPException, _lost)
@@ -44,9 +47,16 @@ def create_app(site: Site, *, hosts: Sequence[str]) -> FastAPI:
     return app
 
 
-def _static(name: str, request: Request) -> Response:
+@asynccontextmanager
+async def _few_threads(_app: FastAPI) -> AsyncIterator[None]:
+    """As many threads as the database has connections: more would open some more, and only wait for each other."""
+    to_thread.current_default_thread_limiter().total_tokens = NUM_CONNECTIONS
+    yield
+
+
+def _static(name: str) -> Response:
     """A file of the page; its address changes with its content, so it may be kept."""
-    data = site_of(request).static.get(name)
+    data = static_files().get(name)
     if data is None:
         raise Refused(404, "There is no such page.")
     kind = mimetypes.guess_type(name)[0]

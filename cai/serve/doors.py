@@ -23,8 +23,12 @@ def sign_in_form(request: Request) -> Response:
 
 
 @router.post("/sign-in", response_model=None)
-def sign_in(request: Request, fields: Fields) -> Response:
+async def sign_in(request: Request, fields: Fields) -> Response:
     """Check name and password; the page script signs in without leaving its page, and gets a new token."""
+    return await site_of(request).hash_in_turn(_sign_in, request, fields)
+
+
+def _sign_in(request: Request, fields: dict[str, str]) -> Response:
     site = site_of(request)
     site.check_visitor(request, fields)
     name = fields.get("name", "")
@@ -61,8 +65,12 @@ def invitation(token: str, request: Request) -> Response:
 
 
 @router.post("/invitation/{token}", response_model=None)
-def accept(token: str, request: Request, fields: Fields) -> Response:
+async def accept(token: str, request: Request, fields: Fields) -> Response:
     """Set the password and sign in; the link is used up."""
+    return await site_of(request).hash_in_turn(_accept, token, request, fields)
+
+
+def _accept(token: str, request: Request, fields: dict[str, str]) -> Response:
     site = site_of(request)
     site.check_visitor(request, fields)
     password = fields.get("password", "")

@@ -1,23 +1,24 @@
 """What all pages share: the parts behind them, who is asking, templates, and how a request is refused."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from cai.serve.accounts import Account, Accounts
 from cai.serve.desk import Desk
 from cai.serve.sessions import Session, Sessions
 from cai.serve.tables import Database
 
-__all__ = ["Member", "Refused", "Site", "fields_of_request", "go", "site_of", "wants_json"]
+__all__ = ["Member", "Refused", "Site", "fields_of_request", "go", "site_of", "static_files", "wants_json"]
 
 HERE: Final = Path(__file__).resolve().parent
 SESSION_COOKIE: Final = "cai_session"
@@ -51,35 +52,24 @@ class Site:
         self.accounts = Accounts(database)
         self.desk = Desk(database)
         self.sessions = Sessions(database.secret(), self.accounts, seconds=session_seconds)
+        self._hashing = CapacityLimiter(1)
         self._is_https = is_https
         self._session_seconds = session_seconds
+        _templates()  # before anybody waits for a page
 
     # --- pages --------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def static(self) -> dict[str, bytes]:
-        """The files of the page, by name."""
-        return {path.name: path.read_bytes() for path in sorted((HERE / "static").iterdir())}
-
-    @cached_property
-    def _environment(self) -> Environment:
-        environment = Environment(
-            loader=FileSystemLoader(HERE / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        digests = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in self.static.items()}
-        environment.globals["static"] = lambda name: f"/static/{name}?v={digests[name]}"
-        return environment
 
     def page(self, template: str, *, member: Member | None = None, status: int = 200, **values: Any) -> Response:
         """A rendered template; with a member, it has their name and a token for its forms."""
         token = None if member is None else self.sessions.token(member.session)
         account = None if member is None else member.account
-        found = self._environment.get_template(f"{template}.html.jinja")
-        return HTMLResponse(found.render(account=account, csrf=token, **values), status)
+        return HTMLResponse(_templates()[template].render(account=account, csrf=token, **values), status)
+
+    async def hash_in_turn(self, answer: Callable[..., Response], *args: Any) -> Response:
+        """What `answer(*args)` gives, which hashes a password: one at a time, on a thread beside the others, so that
+        those who label wait neither for a thread nor for every core.
+        """
+        return await to_thread.run_sync(answer, *args, limiter=self._hashing)
 
     # --- who ----------------------------------------------------------------------------------------------------------
 
@@ -137,6 +127,28 @@ class Site:
             samesite="strict",
             secure=self._is_https,
         )
+
+
+@cache
+def static_files() -> dict[str, bytes]:
+    """The files of the page, by name."""
+    return {path.name: path.read_bytes() for path in sorted((HERE / "static").iterdir())}
+
+
+@cache
+def _templates() -> dict[str, Template]:
+    """All of them, compiled."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    digests = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in static_files().items()}
+    environment.globals["static"] = lambda name: f"/static/{name}?v={digests[name]}"
+    names = environment.list_templates()
+    return {name.removesuffix(".html.jinja"): environment.get_template(name) for name in names}
 
 
 def site_of(request: Request) -> Site:

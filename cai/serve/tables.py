@@ -40,6 +40,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from cai.errors import StoreError
 
 __all__ = [
+    "NUM_CONNECTIONS",
     "Database",
     "answers",
     "batch_tasks",
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
+NUM_CONNECTIONS: Final = 8  # that stay open
 _BUSY_MS: Final = 30_000  # how long to wait for another process that writes
 _LOCK: Final = 0x636169  # of Postgres: any number that all writers share
 
@@ -172,7 +174,7 @@ class Database:
         if self._is_sqlite:
             _prepare_file(Path(url.database or ""), create)
         try:
-            self._engine = create_engine(url)
+            self._engine = create_engine(url, pool_size=NUM_CONNECTIONS)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise StoreError(f"database {where!r}: its driver is not installed: {error}") from None
         if self._is_sqlite:
