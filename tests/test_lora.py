@@ -10,8 +10,8 @@ import pytest
 import tiny_models
 import torch
 from adapters import adapted, inputs, ppo, same, snapshot
+from policies import END, PROMPTS, rows_of
 from safetensors import safe_open
-from test_ppo import END, PROMPTS, rows_of
 from test_resume import digests
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel

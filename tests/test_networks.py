@@ -12,7 +12,7 @@ import test_reward
 import tiny_models
 import torch
 from adapters import LORA, adapted, inputs, ppo, same, snapshot
-from test_ppo import END, PROMPTS, count_of, rows_of, settings
+from policies import END, PROMPTS, count_of, rows_of, settings
 from test_ppo_options import Texts
 from test_resume import digests
 from torch import Tensor

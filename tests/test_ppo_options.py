@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import tiny_models
 import torch
-from test_ppo import PROMPTS, Lengths, count_of, inputs, run, trainer, weights
+from policies import PROMPTS, Lengths, count_of, inputs, run, trainer, weights
 from torch import Tensor
 from worlds import finished
 

@@ -1,15 +1,12 @@
-"""The report's statistics: against known values, against libraries, and by simulation."""
+"""The mean and its interval, agreement, calibration, against simulations, closed formulas and libraries."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from statsmodels.stats import weightstats
+from studies import names, simulated_study
 
 from cai.labelers.statistics import cohen_kappa
 from cai.report.agreement import (
@@ -22,20 +19,8 @@ from cai.report.agreement import (
     kappa_of,
     kappa_table,
 )
-from cai.report.resampling import Table, mean_table
+from cai.report.resampling import mean_table
 from cai.report.statistics import Bootstrap, holm, wilson
-
-
-def names(num: int, prefix: str = "p") -> list[str]:
-    return [f"{prefix}{i}" for i in range(num)]
-
-
-def simulated_study(rng: np.random.Generator, num_prompts: int, num_samples: int, spread: float) -> Table:
-    """Responses whose mean is 0, with an effect of the prompt that its responses share."""
-    effect = rng.normal(0, spread, size=num_prompts)
-    values = effect[:, None] + rng.normal(size=(num_prompts, num_samples))
-    return mean_table(0, [p for p in names(num_prompts) for _ in range(num_samples)], values.ravel())
-
 
 # --- the mean and its interval ----------------------------------------------------------------------------------------
 
@@ -110,198 +95,6 @@ def test_order_of_rows_and_of_seeds_does_not_matter() -> None:
     assert first is not None and second is not None
     assert (first.low, first.high) == pytest.approx((second.low, second.high))
     assert first.per_seed == second.per_seed == {0: 19.5, 1: 39.0, 2: 58.5}
-
-
-# --- seeds ------------------------------------------------------------------------------------------------------------
-
-
-def test_seeds_that_differ_widen_the_interval() -> None:
-    """Between-seed spread of 1 must show, although each seed's own prompts give intervals of +-.1."""
-    rng = np.random.default_rng(2)
-    tables = [mean_table(s, names(400, f"{s}-"), s + rng.normal(size=400)) for s in range(3)]
-    estimate = Bootstrap(num_draws=2000).estimate(tables)
-    assert estimate is not None
-    assert list(estimate.per_seed) == [0, 1, 2]
-    assert estimate.low < 0.2 and estimate.high > 1.8
-
-
-def test_prompts_that_seeds_share_do_not_count_thrice() -> None:
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=100)
-    bootstrap = Bootstrap(num_draws=4000)
-    shared = bootstrap.estimate([mean_table(s, names(100), values) for s in range(3)])
-    one = bootstrap.estimate([mean_table(0, names(100), values)])
-    assert shared is not None and one is not None
-    assert shared.high - shared.low == pytest.approx(one.high - one.low, rel=0.1)
-
-
-def test_seeds_that_agree_by_luck_give_no_certainty() -> None:
-    """Three seeds with the same figure on prompts of their own: t alone would say +-0."""
-    values = np.random.default_rng(3).normal(size=100)
-    estimate = Bootstrap(num_draws=2000).estimate([mean_table(s, names(100, f"{s}-"), values) for s in range(3)])
-    assert estimate is not None and estimate.method == "seeds"
-    prompts_alone = 1.96 * values.std() / math.sqrt(300)
-    assert estimate.high - estimate.value == pytest.approx(0.5 * prompts_alone, rel=0.1)
-
-
-def test_two_seeds_are_about_the_models_that_were_trained() -> None:
-    rng = np.random.default_rng(3)
-    tables = [mean_table(s, names(100, f"{s}-"), 5 * s + rng.normal(size=100)) for s in range(3)]
-    bootstrap = Bootstrap(num_draws=2000)
-    two, three = bootstrap.estimate(tables[:2]), bootstrap.estimate(tables)
-    assert two is not None and three is not None
-    assert (two.method, three.method) == ("bootstrap", "seeds")
-    assert two.high - two.low == pytest.approx(2 * 1.96 / math.sqrt(200), rel=0.15)
-    # 0, 5 and 10: sd 5, t with 2 degrees of freedom 4.303
-    assert three.high - three.low == pytest.approx(2 * 4.303 * 5 / math.sqrt(3), rel=0.1)
-
-
-def covered_by(tables: Callable[[int], list[Table]], truth: float, num: int = 300, **options: Any) -> int:
-    """In how many of `num` studies the interval holds the truth."""
-    bootstrap = Bootstrap(num_draws=600, **options)
-    estimates = [bootstrap.estimate(tables(study)) for study in range(num)]
-    return sum(e is not None and e.low <= truth <= e.high for e in estimates)
-
-
-@pytest.mark.parametrize("between", [0.0, 0.15, 1.0])
-def test_intervals_over_three_seeds_cover_however_much_seeds_differ(between: float) -> None:
-    rng = np.random.default_rng(4)
-
-    def study(_: int) -> list[Table]:
-        return [mean_table(s, names(50, f"{s}-"), rng.normal(0, between) + rng.normal(size=50)) for s in range(3)]
-
-    assert 276 <= covered_by(study, 0.0) <= 296  # 95 % is 285, sd 3.8; with `between` 0, 96.3 %
-
-
-def test_intervals_of_a_rate_over_seeds_stay_between_0_and_1() -> None:
-    events = [[1.0] * 90 + [0.0] * 10, [1.0] * 60 + [0.0] * 40, [1.0] * 99 + [0.0]]
-    estimate = Bootstrap(num_draws=200).estimate([mean_table(s, names(100, f"{s}-"), e) for s, e in enumerate(events)])
-    assert estimate is not None and estimate.method == "seeds"
-    assert 0 < estimate.low < 0.4 and 0.95 < estimate.high < 1  # 0.83 +- 0.51 without Wilson
-
-
-# --- differences ------------------------------------------------------------------------------------------------------
-
-
-def test_paired_difference_is_sharper_than_unpaired() -> None:
-    rng = np.random.default_rng(5)
-    difficulty = rng.normal(0, 2, size=200)
-    a, b = difficulty + 0.2 + rng.normal(0, 0.5, 200), difficulty + rng.normal(0, 0.5, 200)
-    bootstrap = Bootstrap(num_draws=2000)
-    paired = bootstrap.difference([mean_table(0, names(200), a)], [mean_table(0, names(200), b)])
-    unpaired = bootstrap.difference([mean_table(0, names(200), a)], [mean_table(0, names(200, "q"), b)])
-    assert paired is not None and unpaired is not None
-    assert paired.value == pytest.approx(unpaired.value)
-    assert paired.excludes_zero and not unpaired.excludes_zero
-    assert paired.high - paired.low < 0.4 * (unpaired.high - unpaired.low)
-    assert paired.p_value is not None and paired.p_value < 0.01
-
-
-def test_difference_pairs_by_the_seeds_in_common() -> None:
-    bootstrap = Bootstrap(num_draws=500)
-    a = [mean_table(s, names(20), np.arange(20.0) + 10 * s) for s in (0, 1)]
-    b = [mean_table(s, names(20), np.arange(20.0) + 10 * s + 1) for s in (1, 2)]
-    difference = bootstrap.difference(a, b)
-    assert difference is not None
-    assert (difference.value, difference.low, difference.high) == pytest.approx((-1.0, -1.0, -1.0))
-    assert list(difference.per_seed) == [1]
-
-
-def test_difference_of_two_rates_without_events_is_not_certain() -> None:
-    zero = [mean_table(0, names(100), np.zeros(100))]
-    difference = Bootstrap(num_draws=200).difference(zero, zero)
-    assert difference is not None
-    assert difference.method == "mover"
-    assert difference.low < -0.03 < 0.03 < difference.high
-    assert difference.p_value == pytest.approx(1.0)
-
-
-def test_p_values_of_no_difference_are_uniform_enough() -> None:
-    rng = np.random.default_rng(6)
-    bootstrap = Bootstrap(num_draws=500)
-    small = 0
-    for _ in range(300):
-        tables = [[mean_table(0, names(60), rng.normal(size=60))] for _ in range(2)]
-        difference = bootstrap.difference(*tables)
-        assert difference is not None and difference.p_value is not None
-        assert (difference.p_value < 0.05) == difference.excludes_zero or abs(difference.p_value - 0.05) < 0.02
-        small += difference.p_value < 0.05
-    assert 4 <= small <= 30  # 15 expected, sd 3.8
-
-
-def test_the_permutation_test_is_the_one_of_scipy() -> None:
-    """One value a prompt, one seed: exchanging a prompt's values is a change of the difference's sign."""
-    rng = np.random.default_rng(7)
-    a, b = rng.normal(0.25, 1, size=40), rng.normal(size=40)
-    found = Bootstrap(num_draws=20_000).difference([mean_table(0, names(40), a)], [mean_table(0, names(40), b)])
-    expected = scipy.stats.permutation_test(
-        (a, b), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples", n_resamples=20_000, rng=rng
-    )
-    assert found is not None and found.p_value == pytest.approx(expected.pvalue, abs=0.02)
-
-
-def test_few_events_are_tested_too() -> None:
-    """5 of 200 against none: McNemar's exact test, 2 x (1/2)^5."""
-    five = [mean_table(0, names(200), [1.0] * 5 + [0.0] * 195)]
-    none = [mean_table(0, names(200), [0.0] * 200)]
-    found = Bootstrap(num_draws=20_000).difference(five, none)
-    assert found is not None and found.method == "mover"
-    assert found.p_value == pytest.approx(2 * 0.5**5, abs=0.01)
-
-
-def test_p_values_over_seeds_are_those_of_the_paired_t_test() -> None:
-    rng = np.random.default_rng(8)
-    a, b = ([mean_table(s, names(30), rng.normal(c, 0.01, size=30) + s * c) for s in range(4)] for c in (0.5, 0.3))
-    found = Bootstrap(num_draws=500).difference(a, b)
-    own = [[t.sums[:, 0].mean() for t in tables] for tables in (a, b)]
-    assert found is not None and found.method == "seeds"
-    assert found.p_value == pytest.approx(scipy.stats.ttest_rel(*own).pvalue, rel=0.02)
-
-
-def test_arms_without_a_seed_in_common_are_compared_by_welchs_test() -> None:
-    rng = np.random.default_rng(9)
-    a = [mean_table(s, names(30, f"{s}-"), rng.normal(s, 0.01, size=30)) for s in (1, 2, 3)]
-    b = [mean_table(s, names(30, f"{s}-"), rng.normal(s * 2, 0.01, size=30)) for s in (4, 5, 6, 7)]
-    found = Bootstrap(num_draws=500).difference(a, b)
-    own = [[t.sums[:, 0].mean() for t in tables] for tables in (a, b)]
-    assert found is not None and found.per_seed == {}
-    assert found.p_value == pytest.approx(scipy.stats.ttest_ind(*own, equal_var=False).pvalue, rel=0.02)
-
-
-def test_a_contrast_weighs_its_parts() -> None:
-    tables = [[mean_table(s, names(50), np.arange(50.0) * k + s) for s in (0, 1, 2)] for k in (1, 2, 5)]
-    found = Bootstrap(num_draws=300).contrast(list(zip((0.5, 0.5, -1.0), tables, strict=True)))
-    assert found is not None
-    assert found.value == pytest.approx(24.5 * (0.5 + 1.0 - 5.0)) and list(found.per_seed) == [0, 1, 2]
-    assert found.low < found.value < found.high < 0  # the prompts, which all seeds share
-    assert Bootstrap(num_draws=300).contrast([(1.0, tables[0]), (-1.0, [])]) is None
-
-
-# --- equivalence ------------------------------------------------------------------------------------------------------
-
-
-def test_equivalence_is_two_one_sided_t_tests() -> None:
-    """Against statsmodels 0.15, ttost_paired, on the figures of five seeds."""
-    rng = np.random.default_rng(10)
-    a, b = ([mean_table(s, names(30, f"{s}-"), rng.normal(c, 0.2, size=30)) for s in range(5)] for c in (0.50, 0.52))
-    found = Bootstrap(num_draws=500).difference(a, b, margin=0.2)
-    x, y = (np.array([t.sums[:, 0].mean() for t in tables]) for tables in (a, b))
-    assert found is not None
-    assert found.p_equal == pytest.approx(weightstats.ttost_paired(x, y, -0.2, 0.2)[0], rel=0.02)
-
-
-def test_equivalence_of_one_seed_goes_by_draws() -> None:
-    rng = np.random.default_rng(11)
-    a, b = ([mean_table(0, names(2000), (rng.random(2000) < 0.3).astype(float))] for _ in range(2))
-    bootstrap = Bootstrap(num_draws=2000)
-    found = bootstrap.difference(a, b, margin=0.05)
-    assert found is not None and found.p_equal is not None and found.p_value is not None
-    error = (found.high - found.low) / 3.92
-    assert found.p_equal == pytest.approx(scipy.stats.norm.sf((0.05 - abs(found.value)) / error), abs=0.01)
-    narrow = bootstrap.difference(a, b, margin=0.001)
-    assert narrow is not None and narrow.p_equal is not None and narrow.p_equal > 0.2
-    without = bootstrap.difference(a, b)
-    assert without is not None and without.p_equal is None
 
 
 # --- closed formulas against libraries --------------------------------------------------------------------------------
@@ -396,46 +189,3 @@ def test_calibration_error_of_honest_and_of_overconfident_predictions() -> None:
 def test_probability_one_is_in_the_last_bin() -> None:
     (last,) = calibration([calibration_table(0, ["p"], [1.0], [1.0])])
     assert (last.low, last.high, last.num) == (0.9, 1.0, 1)
-
-
-# --- seeds that are missing, and where figures end --------------------------------------------------------------------
-
-
-def test_a_missing_seed_does_not_turn_a_study_of_seeds_into_one_of_prompts() -> None:
-    """Parts of three seeds that share two are compared as if they were others; to cut them would claim certainty."""
-    rng = np.random.default_rng(12)
-    a, b = ([mean_table(s, names(200, f"{s}-"), rng.normal(s % 3, 0.1, size=200)) for s in seeds]
-            for seeds in ((0, 1, 2), (1, 2, 3)))  # fmt: skip
-    found = Bootstrap(num_draws=300).difference(a, b)
-    own = [[t.sums[:, 0].mean() for t in tables] for tables in (a, b)]
-    assert found is not None and found.method == "seeds" and found.per_seed == {}
-    assert found.p_value == pytest.approx(scipy.stats.ttest_ind(*own, equal_var=False).pvalue, abs=0.01)
-
-
-def test_figures_stay_where_they_can_be() -> None:
-    rng = np.random.default_rng(5)
-    kappas, shares, rates = [], [], []
-    for s, (wrong, mean) in enumerate(((0.02, 0.95), (0.05, 0.99), (0.005, 0.85))):
-        first = rng.random(200) < 0.5
-        kappas.append(kappa_table(s, names(200, f"{s}-"), list(first), list(first ^ (rng.random(200) < wrong))))
-        values = np.clip(rng.normal(mean, 0.02, 200), 0, 1)
-        shares.append(mean_table(s, names(200, f"{s}-"), values, bounds=(0.0, 1.0)))
-        rates.append(mean_table(s, names(200, f"{s}-"), (np.arange(200) < 60 * s).astype(float)))
-    bootstrap = Bootstrap(num_draws=300)
-    for estimate in (bootstrap.estimate(kappas, kappa_of), bootstrap.estimate(shares)):
-        assert (
-            estimate is not None and estimate.method == "seeds" and estimate.low < estimate.value < estimate.high == 1
-        )
-    other = [mean_table(s, names(200, f"{s}-"), (np.arange(200) < 20 + 85 * (2 - s)).astype(float)) for s in range(3)]
-    difference = bootstrap.difference(rates, other)
-    assert difference is not None and (difference.low, difference.high) == (-1.0, 1.0)
-
-
-def test_seeds_with_many_prompts_of_different_number_have_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.report.resampling.MAX_CELLS", 10_000)  # 100 draws of 100 prompts, 50 of 200
-    rng = np.random.default_rng(13)
-    a, b = (
-        [mean_table(s, names(100 * (s + 1), f"{s}-"), rng.normal(size=100 * (s + 1))) for s in (0, 1)] for _ in "ab"
-    )
-    found = Bootstrap(num_draws=500).difference(a, b)
-    assert found is not None and found.p_value is not None and found.p_value >= 1 / 51

@@ -13,7 +13,7 @@ from typing import Any
 import kill_resume
 import psutil
 import pytest
-from test_cli import TEST_PATH, project, read
+from projects import TEST_PATH, project, read
 
 from cai import cli, config
 from cai.commands.compare import finished
