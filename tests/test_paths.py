@@ -51,7 +51,8 @@ def test_the_wheel_carries_every_user_file_and_finds_it(tmp_path: Path) -> None:
         for path in tracked:
             assert f"cai/shipped/{path.relative_to(ROOT).as_posix()}" in held
     assert not [name for name in held if name.startswith("tests")]
-    pages = [path for path in (ROOT / "cai" / "serve").rglob("*") if path.suffix not in (".py", ".pyc", "")]
+    folders = (ROOT / "cai" / name for name in ("report", "serve"))
+    pages = [path for folder in folders for path in folder.rglob("*") if path.suffix not in (".py", ".pyc", "")]
     assert {path.suffix for path in pages} == {".jinja", ".js", ".css", ".svg", ".txt"}
     assert {path.relative_to(ROOT).as_posix() for path in pages} <= held
 

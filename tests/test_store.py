@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,51 +115,52 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
         get(Store(tmp_path / "file"), [])
 
 
+# Dies (no clean-up) at a chosen file-system call.
+DIES = """
+import os, sys
+from pathlib import Path
+from cai.records import write_json
+from cai.store import Store
+
+root, die_at, calls = Path(sys.argv[1]), int(sys.argv[2]), 0
+
+def count(real):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == die_at:
+            os._exit(9)
+        return real(*args, **kwargs)
+    return call
+
+for name in ("replace", "fsync", "unlink"):
+    setattr(os, name, count(getattr(os, name)))
+
+die = count(lambda: None)
+
+def build(output):
+    journal = output / "rows.journal"
+    for number in range(len(journal.read_text().split()) if journal.exists() else 0, 2):
+        for path in (root / "work.log", journal):
+            with path.open("a") as file:
+                file.write(f"{number}\\n")
+        die()
+    write_json(output / "rows.json", journal.read_text().split())
+    return {}
+
+root.mkdir(exist_ok=True)
+Store(root).get({"x": 1}, build, name="rows")
+"""
+
+
 @pytest.mark.slow
 def test_kill_at_every_point_ends_in_the_same_bytes(tmp_path: Path) -> None:
     """A process that dies (no clean-up) at a chosen file-system call, then a whole one: as if nothing had happened, and
     no unit of work that reached the journal was done twice.
     """
-    program = textwrap.dedent(
-        """
-        import os, sys
-        from pathlib import Path
-        from cai.records import write_json
-        from cai.store import Store
-
-        root, die_at, calls = Path(sys.argv[1]), int(sys.argv[2]), 0
-
-        def count(real):
-            def call(*args, **kwargs):
-                global calls
-                calls += 1
-                if calls == die_at:
-                    os._exit(9)
-                return real(*args, **kwargs)
-            return call
-
-        for name in ("replace", "fsync", "unlink"):
-            setattr(os, name, count(getattr(os, name)))
-
-        die = count(lambda: None)
-
-        def build(output):
-            journal = output / "rows.journal"
-            for number in range(len(journal.read_text().split()) if journal.exists() else 0, 2):
-                for path in (root / "work.log", journal):
-                    with path.open("a") as file:
-                        file.write(f"{number}\\n")
-                die()
-            write_json(output / "rows.json", journal.read_text().split())
-            return {}
-
-        root.mkdir(exist_ok=True)
-        Store(root).get({"x": 1}, build, name="rows")
-        """
-    )
 
     def run(root: Path, die_at: int) -> int:
-        return subprocess.run([sys.executable, "-c", program, str(root), str(die_at)], check=False).returncode
+        return subprocess.run([sys.executable, "-c", DIES, str(root), str(die_at)], check=False).returncode
 
     assert run(tmp_path / "whole", 0) == 0
     (whole,) = (tmp_path / "whole" / "rows").glob("*/")
