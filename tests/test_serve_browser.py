@@ -288,14 +288,14 @@ CONTRASTS = """() => {
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
     if (!own || !node.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
-    if (node.closest(".unseen, .skip-link, noscript, tr.off")) continue;
+    if (node.closest(".unseen, .skip-link, noscript")) continue;
     const [a, b] = [light(rgba(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
     if ((a + 0.05) / (b + 0.05) < 4.5) found.push([node.outerHTML.slice(0, 80), (a + 0.05) / (b + 0.05)]);
   }
   return found;
 }"""
 NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), textarea, button, a, progress, fieldset")]
-  .filter((node) => !(node.labels?.length || node.getAttribute("aria-label") || node.textContent.trim()
+  .filter((node) => !(node.labels?.length || node.getAttribute("aria-label") || node.innerText?.trim()
                       || node.querySelector("legend"))).map((node) => node.outerHTML.slice(0, 80))"""
 
 
