@@ -32,6 +32,7 @@ FAULTS: Final = (
 )  # fmt: skip
 ABILITIES: Final = ("logprob", "systemone", "decisions", "json_schema", "samples")
 _UNTOLD: Final = ("hang", "drip", "reset", "html", "cut_json", "twice", "no_usage")  # nobody learns what these cost
+_MODERATED: Final = {"error": {"code": 403, "message": "Flagged.", "metadata": {"reasons": ["violence"]}}}
 _PAGE: Final = "<html><body><h1>Checking your browser</h1></body></html>"
 Body = Mapping[str, Any]
 
@@ -115,6 +116,8 @@ class FaultServer:
         if fault and fault.isdigit():
             headers = {"retry-after": str(self.retry_after)} if fault == "429" else None
             return _error(int(fault), f"{fault} on purpose, said to {given}", headers)
+        if fault == "moderated":  # by a script alone
+            return JSONResponse(_MODERATED, 403)
         await (self._hang(request) if fault == "hang" else asyncio.sleep(self.latency))
         answer = _answered(path, body, self.abilities)
         if isinstance(answer, Response):

@@ -26,6 +26,15 @@ def test_a_wrong_key_stops_everything_and_is_not_repeated(start: Start, monkeypa
     assert len(ask(engine(url, api_key_env="JUDGE_KEY"), 5)) == 5
 
 
+def test_one_moderated_prompt_fails_alone(start: Start) -> None:
+    """A 403 that is about the content: asked once, listed with its reason, and the others are answered."""
+    state, url = start()
+    state.script = lambda body, before: "moderated" if "in case 3," in str(body) else None
+    found = ask(engine(url), 6)
+    assert [scored.receipt.failed for scored in found] == [None, None, None, "content_filter", None, None]
+    assert found[3].receipt.attempts == ("content_filter",)
+
+
 @pytest.mark.parametrize("status", ["402", "403"])
 def test_an_empty_account_or_a_refused_key_in_the_middle_is_nobodys_failure(
     start: Start, tmp_path: Path, status: str

@@ -68,6 +68,23 @@ def test_it_waits_then_gives_every_judgment_in_a_stable_order(workdir: Path) -> 
     assert list(labeler.label(comparisons, done={"c0", "c5"})) == found[2:10]
 
 
+def test_a_run_that_was_given_up_is_told_of_until_it_is_closed(workdir: Path) -> None:
+    asked = "4 of 4 labels are missing.* then the same command goes on"
+    with pytest.raises(LabelsMissing, match=f"{asked}$"):
+        list(people().label(some(4)))
+    with pytest.raises(LabelsMissing, match=rf"{asked}$"):
+        list(people(margins=[1, 2, 3]).label(some(4)))  # other settings, the same comparisons
+    with pytest.raises(
+        LabelsMissing, match=rf"{asked}\. People are asked for 4 labels of other runs as well; the admin"
+    ):
+        list(people().label(some(4, prefix="d")))
+    with closing(Project(workdir)) as project:
+        for batch in (1, 2):
+            project.queue.set_open(batch, False)
+    with pytest.raises(LabelsMissing, match=f"{asked}$"):
+        list(people().label(some(4, prefix="d")))
+
+
 def test_a_skip_is_no_label_while_somebody_else_gave_one(workdir: Path) -> None:
     (one,) = comparisons = [comparison("c", "a b", "a")]
     labeler = people(overlap=1.0)

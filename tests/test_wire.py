@@ -177,6 +177,30 @@ def test_a_filtered_answer_is_not_asked_for_again(changed: dict[str, Any], reaso
 
 
 @pytest.mark.parametrize(
+    ("error", "is_content"),
+    [
+        ({"code": 403, "message": "Forbidden", "metadata": {"flagged_input": "my account", "reasons": []}}, True),
+        ({"code": 403, "message": "The model requires moderation and your input was flagged"}, True),
+        ({"code": "content_policy_violation", "message": "no"}, True),
+        ("Content violates usage guidelines. API key ID: 7, Failed check: BIO", True),
+        ({"code": "permission-denied", "message": "Access to the chat endpoint is denied"}, False),
+        ({"code": 403, "message": "Your API key may not use this model", "metadata": {"reasons": []}}, False),
+        ("Country, region, or territory not supported", False),
+        ("Your account was suspended: content that violates our policy", False),
+        ({"message": None}, False),
+        (None, False),
+    ],
+)
+def test_a_403_is_about_the_prompt_or_about_the_key(error: Any, is_content: bool) -> None:
+    assert replies.refuses_content(json.dumps({"code": "permission-denied", "error": error})) is is_content
+
+
+@pytest.mark.parametrize("body", ["<html>content violates</html>", "[]", '"content violates"', ""])
+def test_a_403_that_is_no_error_of_an_api_is_not_about_the_prompt(body: str) -> None:
+    assert not replies.refuses_content(body)
+
+
+@pytest.mark.parametrize(
     ("asked", "said", "same"),
     [
         ("gpt-x", "gpt-x-2026-01-01", True),

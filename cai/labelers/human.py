@@ -13,7 +13,7 @@ from cai.serve.form import Form, Gold, task_id
 from cai.types import Comparison, Judgment, Provenance
 
 if TYPE_CHECKING:
-    from cai.serve.queue import Answer
+    from cai.serve.queue import Answer, Asked
 
 __all__ = ["HumanLabeler", "judgments_of"]
 
@@ -81,7 +81,7 @@ class HumanLabeler:
         finally:
             database.close()
         if asked.answers is None:
-            raise LabelsMissing(self._what_to_do(asked.num_missing, asked.num_wanted))
+            raise LabelsMissing(self._what_to_do(asked))
         answers = asked.answers.values()
         self._facts = {
             "num_people": len({answer.person for given in answers for answer in given}),
@@ -97,11 +97,16 @@ class HumanLabeler:
         """How many people labelled, and the seconds that they spent."""
         return dict(self._facts)
 
-    def _what_to_do(self, num_missing: int, num_wanted: int) -> str:
+    def _what_to_do(self, asked: "Asked") -> str:
         option = "" if self._database == "labels.db" else f" --database {shlex.quote(self._database)}"
+        others = (
+            f". People are asked for {asked.num_elsewhere:,} labels of other runs as well; the admin page closes "
+            "what nobody needs any more"
+        )
         return (
-            f"{num_missing:,} of {num_wanted:,} labels are missing. `cai label serve{option}` serves the page where "
-            f"people give them, `cai label invite NAME{option}` lets somebody in; then the same command goes on"
+            f"{asked.num_missing:,} of {asked.num_wanted:,} labels are missing. `cai label serve{option}` serves the "
+            f"page where people give them, `cai label invite NAME{option}` lets somebody in; then the same command "
+            f"goes on{others if asked.num_elsewhere else ''}"
         )
 
 

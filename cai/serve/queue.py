@@ -12,7 +12,7 @@ from sqlalchemy.sql.expression import bindparam
 from cai.codec import from_json, to_json
 from cai.records import fingerprint
 from cai.serve.form import Form, Gold, task_id
-from cai.serve.tables import Database, answers, batch_tasks, batches, labelers, missing, tasks, withdrawn
+from cai.serve.tables import Database, answers, batch_tasks, batches, is_wanted, labelers, missing, tasks, withdrawn
 from cai.types import Comparison, Feedback
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """How far a batch is. `answers` go by task id, in the order of their giving; None while labels are missing."""
+    """How far a batch is. `answers` go by task id, in the order of their giving; None while labels are missing.
+    `num_elsewhere` labels are wanted of comparisons that other open batches alone have.
+    """
 
     num_comparisons: int
     num_wanted: int
     num_missing: int
+    num_elsewhere: int
     answers: dict[str, list[Answer]] | None
 
 
@@ -74,10 +77,15 @@ class Queue:
             batch = self._batch(connection, form, wanted)
             _insert(connection, batch, comparisons, form, gold)
             _settle(connection, batch)
-            num_missing = _missing(connection, batch)
+            num_missing, num_elsewhere = _missing(connection, batch), _elsewhere(connection, batch)
             found = None if num_missing else _take(connection, list(wanted))
-        num_wanted = sum(wanted.values())
-        return Asked(num_comparisons=len(wanted), num_wanted=num_wanted, num_missing=num_missing, answers=found)
+        return Asked(
+            num_comparisons=len(wanted),
+            num_wanted=sum(wanted.values()),
+            num_missing=num_missing,
+            num_elsewhere=num_elsewhere,
+            answers=found,
+        )
 
     def _batch(self, connection: Connection, form: Form, wanted: dict[str, int]) -> int:
         """The id of the batch, which is made or opened again."""
@@ -177,6 +185,13 @@ def _missing(connection: Connection, batch: int) -> int:
     """Labels that this batch still waits for."""
     query = select(func.coalesce(func.sum(missing), 0)).select_from(batch_tasks.join(tasks))
     return int(connection.execute(query.where(batch_tasks.c.batch == batch)).scalar_one())
+
+
+def _elsewhere(connection: Connection, batch: int) -> int:
+    """Labels that people are asked for besides: of a run that goes on some day, or of one that nobody goes on with."""
+    own = select(batch_tasks.c.task).where(batch_tasks.c.batch == batch)
+    query = select(func.coalesce(func.sum(tasks.c.num_wanted - tasks.c.num_answers), 0))
+    return int(connection.execute(query.where(is_wanted, tasks.c.id.not_in(own))).scalar_one())
 
 
 def _take(connection: Connection, wanted: Sequence[str]) -> dict[str, list[Answer]]:

@@ -6,6 +6,7 @@ error for half of one. Here everything that is used is checked first.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,12 +28,19 @@ __all__ = [
     "one_line",
     "parse",
     "positions",
+    "refuses_content",
     "text_reply",
     "tokens",
     "verdict_reply",
 ]
 
 _DETAIL: Final = 200  # characters of what a server said that are kept
+_CONTENT: Final = re.compile(
+    r"content[ _]?(filter|policy)"
+    r"|\b(content|prompt|input|message|output|text)s?\b[^.]{0,60}\b(violat|flagged|moderat|filtered)",
+    re.IGNORECASE,
+)
+_ACCOUNT: Final = re.compile(r"suspend|deactivat|disabled|terminat|banned", re.IGNORECASE)  # no other prompt will do
 _SLACK: Final = 0.01  # by which probabilities may add up to more than 1
 
 
@@ -83,6 +91,29 @@ def one_line(value: object) -> str:
     """A value as one short line of text."""
     text = " ".join((value if isinstance(value, str) else json.dumps(value, default=str)).split())
     return text if len(text) <= _DETAIL else text[: _DETAIL - 3] + "..."
+
+
+def refuses_content(body: str) -> bool:
+    """Whether the body of a 403 is about what this one prompt says, rather than about the key or the account.
+
+    OpenRouter names what was flagged; others (xAI) say so in words, with the code of a missing
+    permission.
+    """
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return False  # a page of a firewall, say
+    error = found.get("error") if isinstance(found, dict) else None
+    if not isinstance(error, dict):
+        return isinstance(error, str) and _speaks_of_content(error)
+    metadata = error.get("metadata")
+    if isinstance(metadata, dict) and (metadata.get("flagged_input") or metadata.get("reasons")):
+        return True
+    return _speaks_of_content(" ".join(str(error.get(name)) for name in ("code", "type", "message")))
+
+
+def _speaks_of_content(message: str) -> bool:
+    return bool(_CONTENT.search(message)) and not _ACCOUNT.search(message)
 
 
 def parse(body: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from cai.engines.base import Usage
 from cai.engines.wire.hosts import Host, Hosts, Outage
 from cai.engines.wire.ledger import Attempt
-from cai.engines.wire.replies import Kind, Tokens, Trouble, check_model, one_line, parse, tokens
+from cai.engines.wire.replies import Kind, Tokens, Trouble, check_model, one_line, parse, refuses_content, tokens
 from cai.engines.wire.requests import Request
 from cai.errors import EngineError
 
@@ -122,6 +122,8 @@ class _Exchange:
     def _refusal(self, error: Any) -> Trouble:
         """What an HTTP error status means."""
         status: int = error.status_code
+        if status == 403 and refuses_content(error.response.text):
+            return Trouble(Kind.PERMANENT, "content_filter", self._shown(error.response.text))
         transient = status in _TRANSIENT or status >= 500
         kind = Kind.TRANSIENT if transient else Kind.FATAL if status in _FATAL else Kind.PERMANENT
         retry_after = None
