@@ -149,7 +149,7 @@ def our_trainer(case: Case, nets: Networks, given: Sequence[Row], **changes: Any
     return PPOTrainer(
         policy=Policy(nets.policy, temperature=TEMPERATURE),
         reference=Policy(nets.reference, temperature=TEMPERATURE),
-        value=ValueModel(nets.value, offset=0.0, scale=1.0),
+        value=ValueModel(nets.value),
         reward=lambda _: scorer.score_rows(given),
         reward_scale=1.0,
         stop_ids=[END],

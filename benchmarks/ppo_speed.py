@@ -106,7 +106,7 @@ def ours(shared: bool) -> PPOTrainer:
     """This project's trainer, with a value network of its own or a head on the policy."""
     scorer = RewardModel(llama(LlamaForSequenceClassification, 1), numbers_tokenizer(VOCABULARY, END, PAD))
     policy = Policy(llama(LlamaForCausalLM, 0))
-    own = ValueModel(copy.deepcopy(scorer.model), offset=0.0, scale=1.0)
+    own = ValueModel(copy.deepcopy(scorer.model))
     settings = PPOSettings(
         seed=0, batch_size=BATCH, minibatch_size=BATCH // MINIBATCHES, num_epochs=EPOCHS, learning_rate=RATE,
         value_learning_rate=RATE, max_new_tokens=NEW_TOKENS, device="cpu",

@@ -38,13 +38,13 @@ def settings(**changes: Any) -> PPOSettings:
     return PPOSettings(**{**numbers, "dtype": "float32", **changes})
 
 
-def value_model(folder: Path, **constants: float) -> ValueModel:
+def value_model(folder: Path) -> ValueModel:
     """A value network on the trunk of the tiny policy."""
     if not (folder / "config.json").exists():
         tokenizer = tiny_models.word_tokenizer()
         tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, folder)
     model = RewardModel.from_language_model(folder, seed=0).model
-    return ValueModel(model, **{"offset": 0.0, "scale": 1.0, **constants})
+    return ValueModel(model)
 
 
 def trainer(

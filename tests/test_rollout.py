@@ -1,16 +1,15 @@
 """Rollouts, and the exact log-probabilities and values that are read from them."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from policies import END, PROMPTS, rows_of, value_model
+from policies import END, PROMPTS, rows_of
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PreTrainedModel
 
-from cai.rl.models import Policy, RewardModel, Row, pack, plan_batches, score_head
+from cai.rl.models import Policy, pack, plan_batches
 from cai.rl.rollout import sample_responses
 
 # --- log-probabilities and values -------------------------------------------------------------------------------------
@@ -46,28 +45,6 @@ def test_packed_logps_are_those_of_single_rows(make: Callable[[int], PreTrainedM
         packed = Policy(model, temperature=temperature).logp(pack(rows))
     singles = [tiny_models.full_logps(model, row.ids, temperature)[row.num_prompt - 1 :] for row in rows]
     assert torch.allclose(packed.double(), torch.cat(singles), atol=1e-5)
-
-
-def test_values_are_read_before_each_response_token(tmp_path: Path) -> None:
-    value, rows = value_model(tmp_path, offset=0.5, scale=2.0), rows_of([(3, 4), (1, 2), (5, 1)])
-    with torch.no_grad():
-        packed = value.values(pack(rows))
-        expected = []
-        for row in rows:
-            hidden = value.model.base_model(torch.tensor([row.ids])).last_hidden_state[0]
-            prefixes = hidden[row.num_prompt - 1 : -1]
-            expected.append((score_head(value.model)(prefixes).squeeze(-1) + 0.5) * 2.0)
-    assert torch.allclose(packed, torch.cat(expected), atol=1e-5)
-
-
-def test_a_value_network_starts_as_the_scaled_reward_model(tmp_path: Path) -> None:
-    """One token beyond a response, the value of the prefix that is the whole response is its scaled score."""
-    value = value_model(tmp_path, offset=0.5, scale=2.0)
-    reward = RewardModel(value.model, tiny_models.word_tokenizer(), offset=0.5)
-    row = rows_of([(3, 4)])[0]
-    with torch.no_grad():
-        value_at_end = value.values(pack([Row([*row.ids, 9], row.num_prompt)]))[-1]
-    assert float(value_at_end) == pytest.approx(2 * float(reward.score_rows([row])), abs=1e-5)
 
 
 def test_batches_are_planned_within_their_budget() -> None:

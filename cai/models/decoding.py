@@ -26,7 +26,7 @@ __all__ = ["Decoded", "Work", "common_prefix", "draw", "sample", "uniforms"]
 
 _KEEP = 0.95  # finished rows are dropped when fewer than this share of the batch is alive
 _CHECK_EVERY = 8  # steps between looks at who has finished, where a look makes the host wait for the GPU
-_GROWTH = 2  # tokens of room at least: gaps between the rows' keys cost more than now and then a copy
+_GROWTH = 3  # tokens of room at least: wider gaps between the rows' keys cost more than now and then a copy
 _WORTH_SHARING = 8  # tokens; a shorter common prefix costs more than it saves
 
 
@@ -147,7 +147,7 @@ def _equal_lengths(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 class _Rows:
-    """What the rows of a batch have got so far. `where` (B) maps the rows that are alive to all rows there were."""
+    """What the B rows of a batch that are alive have got so far; `where` (B) are their numbers among all there were."""
 
     def __init__(self, group: Sequence[int], randoms: Tensor, stop_ids: Collection[int]) -> None:
         device, max_new_tokens = randoms.device, randoms.shape[1]
@@ -165,8 +165,8 @@ class _Rows:
 
     def add(self, tokens: Tensor, logp: Tensor) -> None:
         """One step: a token for each row that is alive."""
-        self.ids[self.where, self.num_steps] = tokens
-        self.logps[self.where, self.num_steps] = logp
+        self.ids[:, self.num_steps] = tokens
+        self.logps[:, self.num_steps] = logp
         self.ended |= torch.isin(tokens, self.stops)
         self.num_steps += 1
 
@@ -179,7 +179,7 @@ class _Rows:
             return None
         if should_stop is not None and self.num_steps % _CHECK_EVERY == 0:
             for row in (~self.ended).nonzero()[:, 0].tolist():
-                self.ended[row] = should_stop(self.ids[self.where[row], : self.num_steps].tolist())
+                self.ended[row] = should_stop(self.ids[row, : self.num_steps].tolist())
         alive = len(self.ended) - int(self.ended.sum())
         if alive >= _KEEP * len(self.ended):
             return None
@@ -192,8 +192,9 @@ class _Rows:
         gone = torch.ones_like(self.ended)
         gone[keep] = False
         where, ended = self.where[gone], self.ended[gone].tolist()
+        ids, logps = self.ids[gone, : self.num_steps], self.logps[gone, : self.num_steps]
         self.where, self.ended, self.randoms = self.where[keep], self.ended[keep], self.randoms[keep]
-        ids, logps = self.ids[where, : self.num_steps], self.logps[where, : self.num_steps]
+        self.ids, self.logps = self.ids[keep], self.logps[keep]
         if not bool(logps.isfinite().all()):
             raise ModelError("the model gives probabilities that are not finite (its weights may be damaged)")
         for row, finished, row_ids, row_logps in zip(where.tolist(), ended, ids.tolist(), logps.tolist(), strict=True):

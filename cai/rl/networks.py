@@ -69,7 +69,7 @@ def load_networks(settings: PPOSettings, sft: Path, reward: Path, *, longest_pro
     if settings.value == "shared":
         value = SharedValue(policy, coefficient=settings.value_coefficient)
     else:
-        value = ValueModel(source.critic(), offset=scorer.offset, scale=scale * scorer.constants.gain)
+        value = ValueModel(source.critic())
     if settings.activation_checkpointing:
         for network in (model, value.model) if isinstance(value, ValueModel) else (model,):
             recompute_activations(network)

@@ -26,7 +26,7 @@ from cai.rl.losses import adapted_beta, gae, kl_k1, kl_k3, masked_whiten, shaped
 from cai.rl.models import Policy, Row, autocast, batch_budget
 from cai.rl.rollout import ROLLOUT_TOKENS, Rollout, Update, per_token, sample_responses
 from cai.rl.settings import PPOSettings
-from cai.rl.values import Value
+from cai.rl.values import Value, fit
 
 __all__ = ["PPOTrainer"]
 
@@ -71,19 +71,13 @@ class PPOTrainer:
         s = self.settings
         # 1. Sample, and score. The log-probs of sampling are the old ones of the ratio, and those of the KL penalty.
         rollout, scores = self._sample(prompts, "rollout")
-        # 2. Look up reference and value at every response token.
-        logp_ref = per_token(rollout, self.reference.logp, self.max_tokens, s.dtype)
+        # 2. Rewards, with the KL to the reference at every response token.
+        rewards, logp_ref = self._rewards(rollout, scores)
+        # 3. Values, and advantages over them.
         values = per_token(rollout, self.value.values, self.max_tokens, s.dtype)
-        # 3. Rewards and advantages.
-        kl = _ESTIMATORS[s.penalty](rollout.logp, logp_ref) * rollout.mask
-        scaled = scores * self.reward_scale
-        if s.score_clip is not None:
-            scaled = scaled.clamp(-s.score_clip, s.score_clip)
-        penalised = scaled - s.missing_eos_penalty * (~rollout.finished)
-        rewards = shaped_rewards(penalised, kl, rollout.mask, self.beta)
         advantages, returns = gae(rewards, values, rollout.mask, s.lam)
         advantages = masked_whiten(advantages, rollout.mask)
-        objective = penalised - self.beta * kl.sum(1)
+        objective = rewards.sum(1)
         # 4. Learn, and report.
         update = Update(rollout, scores, logp_ref, values, advantages, returns, objective, {})
         update.diagnostics.update(diagnose(update) | {"beta": self.beta} | self.learner.learn(update, self.num_updates))
@@ -92,6 +86,13 @@ class PPOTrainer:
             kl_now = update.diagnostics["kl"]
             self.beta = adapted_beta(self.beta, kl_now, s.kl_target, len(prompts), s.kl_horizon)
         return update
+
+    def fit_value(self, prompts: Sequence[list[int]]) -> Rollout:
+        """Fit the value's head, before any update, to responses of the policy as it is; they teach nothing else."""
+        rollout, scores = self._sample(prompts, "value fit")
+        rewards, _ = self._rewards(rollout, scores)
+        fit(self.value, rollout, rewards, self.max_tokens, self.settings.dtype)
+        return rollout
 
     def try_out(self, prompts: Sequence[list[int]]) -> tuple[Rollout, Tensor]:
         """A response to each prompt with its score (B), nothing learnt; random numbers of its own."""
@@ -105,6 +106,17 @@ class PPOTrainer:
         """Go back to where `state_dict` was taken."""
         self.learner.load_state_dict(state["learner"])
         self.num_updates, self.beta = state["num_updates"], state["beta"]
+
+    def _rewards(self, rollout: Rollout, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward of every response token, and its log-probability by the reference, (B, T) each."""
+        s = self.settings
+        logp_ref = per_token(rollout, self.reference.logp, self.max_tokens, s.dtype)
+        kl = _ESTIMATORS[s.penalty](rollout.logp, logp_ref) * rollout.mask
+        scaled = scores * self.reward_scale
+        if s.score_clip is not None:
+            scaled = scaled.clamp(-s.score_clip, s.score_clip)
+        penalised = scaled - s.missing_eos_penalty * (~rollout.finished)
+        return shaped_rewards(penalised, kl, rollout.mask, self.beta), logp_ref
 
     def _sample(self, prompts: Sequence[list[int]], purpose: str) -> tuple[Rollout, Tensor]:
         s = self.settings

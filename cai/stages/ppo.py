@@ -42,7 +42,7 @@ class PPO(PPOSettings):
     by `cai.rl.settings.PPOSettings`.
     """
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     scorer: Scorer | None = None
     rewards: Sequence[Part] = ()
@@ -133,11 +133,14 @@ class _Run:
         self.best: dict[str, Any] | None = None
 
     def go_on(self) -> None:
-        """Take up the last whole checkpoint, if there is one."""
+        """Take up the last whole checkpoint, or start with a value function that knows the policy as it is."""
         from cai.rl.checkpoints import load_latest
 
         state = load_latest(self.checkpoints)
-        if state is not None:
+        if state is None:
+            rollout = self.trainer.fit_value([self.ids[prompt.id] for prompt in self._draw(self.stage.num_updates)])
+            self.num_tokens = sum(len(row.ids) for row in rollout.rows)
+        else:
             self.trainer.load_state_dict(state["trainer"])
             self.curve, self.num_tokens = state["curve"], state["num_tokens"]
             self.warnings, self.best = state["warnings"], state["best"]
@@ -146,12 +149,9 @@ class _Run:
         """One update, with its row of the curve, warnings and checkpoint."""
         from cai.rl.checkpoints import save
         from cai.rl.diagnostics import warn
-        from cai.rl.sampler import prompt_order
 
         s, number = self.stage, len(self.curve) + 1
-        order = prompt_order(len(self.prompts), s.seed, skip=len(self.curve) * s.batch_size)
-        drawn = [self.prompts[next(order)] for _ in range(s.batch_size)]
-        self.asked = drawn
+        drawn = self._draw(len(self.curve))
         update = self.trainer.update([self.ids[prompt.id] for prompt in drawn])
         self.num_tokens += sum(len(row.ids) for row in update.rollout.rows)
         measured = self._measure(drawn, update.rollout)
@@ -164,6 +164,14 @@ class _Run:
             state = {"trainer": self.trainer.state_dict(), "curve": self.curve, "num_tokens": self.num_tokens}
             save(self.checkpoints, number, {**state, "warnings": self.warnings, "best": self.best})
         return self.curve[-1]
+
+    def _draw(self, number: int) -> list[Prompt]:
+        """The prompts of update `number` (from 0), which are asked from now on."""
+        from cai.rl.sampler import prompt_order
+
+        order = prompt_order(len(self.prompts), self.stage.seed, skip=number * self.stage.batch_size)
+        self.asked = drawn = [self.prompts[next(order)] for _ in range(self.stage.batch_size)]
+        return drawn
 
     def keep_best(self) -> int:
         """Put back the weights of the best update by `select_by`; returns the number of the update that is kept."""
