@@ -1,8 +1,8 @@
 """One PPO update on a rollout that is fixed beforehand, by this project's trainer: what `trl_golden.py` has TRL do too.
 
 The rollout has responses that end, some after a single token, and responses that are cut off; the policy is not the
-reference; the value starts as a copy of the reward model. The end-of-turn token has id 0, which is also what this
-project pads with: nothing may depend on it. Weights are drawn from seeds, name by name, so none need be stored.
+reference; the value starts as a copy of the reward model, as TRL's does. The end-of-turn token has id 0, which is also
+what this project pads with: nothing may depend on it. Weights are drawn from seeds, name by name: none need be stored.
 
 Shape letters: B = responses, T = response tokens (padded), S = optimiser steps, P = parameters of a network.
 """

@@ -286,7 +286,7 @@ def test_a_killed_stage_ends_with_the_same_bytes(
 
 
 def test_the_policy_that_held_out_prompts_like_best_is_kept(inputs: dict[str, Path], tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"num_updates": 6, "learning_rate": 2e-2, "validate_every": 1, "num_validation": 4}
+    changes: dict[str, Any] = {"num_updates": 6, "learning_rate": 3e-2, "validate_every": 1, "num_validation": 4}
     facts = run(inputs, tmp_path / "out", scorer=Lengths(), select_by="words", **changes)
     curve = read_rows(tmp_path / "out" / "curve.jsonl")
     words = [row["validation_words"] for row in curve]

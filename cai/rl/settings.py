@@ -118,7 +118,7 @@ class PPOSettings(LoRASettings):
     steps end before a minibatch that is `stop_kl` nats per token away from the rollout. Scaled scores are clipped to
     +-`score_clip`; `missing_eos_penalty` is then subtracted where a response was cut off. Learning rates warm up over
     `num_warmup_updates`, then fall linearly to 0 or stay; `tf_adam` puts Adam's epsilon where TensorFlow has it, which
-    makes the first steps smaller. `value` is a network of its own that starts as the reward model, or a head on the
+    makes the first steps smaller. `value` is a network of its own on the reward model's trunk, or a head on the
     policy's trunk whose loss counts `value_coefficient`. `ptx_coefficient` weighs the gradient of the mean loss on
     `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
     longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,

@@ -1,7 +1,7 @@
 """The value function of PPO: a network of its own on the reward model's trunk, or a head on the policy's.
 
-A reward model learns about whole responses: what its head says of the beginning of one is arbitrary, and as a value
-function worse than a constant (measured in docs/rl.md). So the head is fitted before the first update.
+InstructGPT starts the value function as the reward model, head and all. But a reward model learns about whole
+responses: what its head says of the beginning of one is arbitrary, worse than a constant. So `fit` comes first.
 
 Shape letters: B = responses, T = response tokens (padded), M = response tokens of a batch, D = hidden size.
 """

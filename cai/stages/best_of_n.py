@@ -26,7 +26,7 @@ class BestOfN(SamplingSettings):
     reward model. `kl` is the upper bound of `cai.rl.best_of_n.kl_bound`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     n: int = 16
     num_prompts: int = 128

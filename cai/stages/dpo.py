@@ -30,7 +30,7 @@ class DPO(TrainingSettings, SamplingSettings):
     are told by `TrainingSettings` and `SamplingSettings`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     beta: float = 0.1
     num_measurements: int = 12

@@ -34,7 +34,7 @@ class Evaluate:
     null, and the column `kl` holds the upper bound of `cai.rl.best_of_n.kl_bound`.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(
         self, *, engine: EngineFactory, scorer: Scorer, model: str, seed: int, max_new_tokens: int,

@@ -35,7 +35,7 @@ class ExpertIteration(TrainingSettings, SamplingSettings):
     `TrainingSettings` and `SamplingSettings`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     num_rounds: int = 3
     num_prompts: int = 512

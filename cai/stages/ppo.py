@@ -138,7 +138,7 @@ class _Run:
 
         state = load_latest(self.checkpoints)
         if state is None:
-            rollout = self.trainer.fit_value([self.ids[prompt.id] for prompt in self._draw(self.stage.num_updates)])
+            rollout = self.trainer.fit_value([self.ids[prompt.id] for prompt in self._draw(0)])
             self.num_tokens = sum(len(row.ids) for row in rollout.rows)
         else:
             self.trainer.load_state_dict(state["trainer"])

@@ -72,7 +72,7 @@ class Revise:
     a server failed to respond to has no steps; failures are listed in failed.jsonl.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __init__(
         self, *, engine: EngineFactory, model: str, prompts: PromptFamily, constitution: Constitution, seed: int,

@@ -30,7 +30,7 @@ class RLOO(TrainingSettings, SamplingSettings):
     are told by `TrainingSettings` and `SamplingSettings`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     num_updates: int = 24
     rollout_size: int = 128

@@ -26,7 +26,7 @@ class Sample:
     response for each of its noise levels (`num_responses` is not asked), which says its `noise`.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(
         self, *, engine: EngineFactory, seed: int, max_new_tokens: int, num_responses: int = 2,

@@ -36,7 +36,7 @@ class SFT(TrainingSettings):
     `cai.rl.settings.TrainingSettings`.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     model: str
     num_epochs: int = 2
