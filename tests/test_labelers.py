@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cai.errors import LabelerError
 from cai.labelers.journaled import label_journaled
-from cai.labelers.simulated import SimulatedLabeler, agreement_at, solve_tau
+from cai.labelers.people import agreement_of, noise_for
+from cai.labelers.simulated import SimulatedLabeler
 from cai.labelers.statistics import between_people, cohen_kappa, first_judgments, position, verdicts, with_gold
 from cai.types import Comparison, Judgment, Pair, Prompt, Response, Turn
 
@@ -68,14 +69,15 @@ def test_two_people_agree_at_the_rate_asked_for(rate: float) -> None:
     st.floats(1e-6, 1e6),
 )
 def test_tau_gives_exactly_the_rate_whatever_the_unit_of_gold(values: list[float], rate: float, unit: float) -> None:
-    differences = np.array(values) * unit
-    assert agreement_at(differences, solve_tau(differences, rate)) == pytest.approx(rate, abs=1e-9)
+    differences = np.array([values]) * unit
+    tau = noise_for(lambda tau: agreement_of(differences / tau, {0.0: 1.0}), rate, differences)
+    assert agreement_of(differences / tau, {0.0: 1.0}) == pytest.approx(rate, abs=1e-9)
 
 
 def test_agreement_is_the_mean_of_q_squared_plus_its_complement_squared() -> None:
-    differences, tau = np.array([-1.0, 0.0, 2.5]), 0.7
-    q = 1 / (1 + np.exp(-differences / tau))
-    assert agreement_at(differences, tau) == pytest.approx(np.mean(q**2 + (1 - q) ** 2))
+    log_odds = np.array([[-1.0, 0.0, 2.5]]) / 0.7
+    q = 1 / (1 + np.exp(-log_odds))
+    assert agreement_of(log_odds, {0.0: 1.0}) == pytest.approx(np.mean(q**2 + (1 - q) ** 2))
 
 
 def test_an_unreachable_rate_names_the_reachable_range() -> None:

@@ -257,12 +257,12 @@ def test_agreement_by_hand() -> None:
         ({"groups": {}}, "groups: there are 0 for num_people 5"),
         ({"groups": GROUPS, "num_people": 2}, "groups: there are 3 for num_people 2; each needs somebody"),
         ({"groups": {"a": {"warm": 0}}}, "agreement: 0.7 cannot be reached on these 20 pairs, of which 20 have equal"),
-        ({"groups": {"a": {"warm": 1}, "b": {"warm": -1}}}, "agreement: 0.7 cannot be reached .* must be between"),
+        ({"groups": {"a": {"warm": 1}, "b": {"warm": -1}}}, "agreement: 0.7 cannot be reached .* must be above"),
         ({"spread": -1}, "spread: must be 0 or more, got -1"),
         ({"num_labels": 1}, "num_labels: people who judge an overlap must be 2 or more, got 1"),
         ({"num_labels": 6}, r"num_people: must be at least 6 \(overlap 1.0\), got 5"),
         ({"position_bias": math.nan}, "position_bias: must be a number, got nan"),
-        ({"length_bias": 60.0}, "agreement: 0.7 cannot be reached .* must be between"),
+        ({"length_bias": 60.0}, "agreement: 0.7 cannot be reached .* must be above"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:

@@ -142,22 +142,23 @@ def agreement_of(log_odds: Floats, offsets: Mapping[float, float]) -> float:
 def noise_for(rate_at: Callable[[float], float], agreement: float, differences: Floats) -> float:
     """The noise scale tau at which `rate_at(tau)` is `agreement`, for people whose values differ by `differences`.
 
-    People of different values may agree most at some noise and less without any, so the largest tau is taken that gives
-    the rate: found from above, then bisected. LabelerError when no tau does.
+    `differences` has shape (kinds of people, N pairs). People of different values may agree most at some noise and less
+    without any, so the largest tau is taken that gives the rate: found from above, then bisected. LabelerError when no
+    tau does.
     """
+    num_pairs, num_equal = differences.shape[-1], int((differences == 0).all(axis=0).sum())
+    where = (
+        f"agreement: {agreement} cannot be reached on these {num_pairs} pairs, of which {num_equal} have equal values"
+    )
+    if num_equal == num_pairs:
+        raise LabelerError(where)
     sizes = np.abs(differences[differences != 0])
-    if not len(sizes):
-        raise LabelerError(f"agreement: {agreement} cannot be reached: nobody values any response more than another")
     # tanh(e^-8 / 2)^2 is lost beside 1/2, and tanh(e^4 / 2) is 1
     grid = np.linspace(math.log(sizes.max()) + 8, math.log(sizes.min()) - 4, _STEPS)
     rates = [rate_at(math.exp(x)) for x in grid]
     above = next((n for n, rate in enumerate(rates) if rate >= agreement), None)
     if not above:
-        least, most = rates[0], max(rates)
-        raise LabelerError(
-            f"agreement: {agreement} cannot be reached on these {differences.shape[-1]} pairs by people of these "
-            f"values and biases; it must be between {least:.4f} and {most:.4f}"
-        )
+        raise LabelerError(f"{where}; it must be above {rates[0]:.4f} and at most {max(rates):.4f}")
     low, high = grid[above], grid[above - 1]  # of log tau: enough agreement at `low`, too little at `high`
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

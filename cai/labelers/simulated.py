@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cai.errors import LabelerError
 from cai.labelers.people import Biases, Crowd, Weights, agreement_of, make_crowd, noise_for
@@ -19,9 +18,7 @@ from cai.records import seed_of
 from cai.scorers import Scorer
 from cai.types import Comparison, Judgment, Pair
 
-__all__ = ["SimulatedLabeler", "agreement_at", "solve_tau"]
-
-_HALVINGS = 200  # of the logarithm of tau: far below what floats can tell apart
+__all__ = ["SimulatedLabeler"]
 
 Values = list[list[float]]  # of the responses of a comparison, for each kind of people
 
@@ -140,8 +137,6 @@ def _tau(
 ) -> float:
     """The noise scale at which two people agree as often as wanted, over pairs of different texts."""
     differences = np.array([[values[i] - values[j] for values in own] for _, own, i, j in differing]).T
-    if len(differences) == 1 and biases == Biases():
-        return solve_tau(differences[0], agreement)
     texts = ((c.responses[i].text, c.responses[j].text) for c, _, i, j in differing)
     lengths = np.array([biases.leaning(first, 0) - biases.leaning(second, 0) for first, second in texts])
     sizes = np.array([len(comparison.responses) for comparison, *_ in differing])
@@ -165,37 +160,6 @@ def _check(agreement: float, num_people: int, overlap: float, num_labels: int) -
         raise LabelerError(
             f"num_people: must be at least {num_labels if overlap else 1} (overlap {overlap}), got {num_people}"
         )
-
-
-def agreement_at(differences: NDArray[np.float64], tau: float) -> float:
-    """How often two people agree on pairs with these gold differences, shape (N,): the mean of q^2 + (1 - q)^2 with
-    q = sigmoid(difference / tau), which is (1 + tanh^2(difference / 2 tau)) / 2.
-    """
-    return float(np.mean(0.5 + 0.5 * np.tanh(differences / (2 * tau)) ** 2))
-
-
-def solve_tau(differences: NDArray[np.float64], agreement: float) -> float:
-    """The noise scale at which `agreement_at(differences, tau)` is `agreement`, by bisection of log tau.
-
-    Agreement falls from its ceiling, 1 - (share of zero differences) / 2, to 1/2 as tau grows. Raises LabelerError
-    when `agreement` is out of that range.
-    """
-    sizes = np.abs(differences[differences != 0])
-    ceiling = 1 - 0.5 * float(np.mean(differences == 0))
-    if not 0.5 < agreement < ceiling:
-        raise LabelerError(
-            f"agreement: {agreement} cannot be reached on these {len(differences)} pairs, of which "
-            f"{len(differences) - len(sizes)} have equal gold scores; it must be above 0.5 and below {ceiling:.4f}"
-        )
-    # tanh(e^10 / 2) is 1 and tanh(e^-20 / 2)^2 is lost beside 1/2: the root lies between, whatever the unit of gold.
-    low, high = math.log(sizes.min()) - 10, math.log(sizes.max()) + 20
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if agreement_at(differences, math.exp(middle)) > agreement:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
 
 
 def _pairs(comparison: Comparison) -> list[tuple[int, int]]:
