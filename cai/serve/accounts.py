@@ -14,7 +14,7 @@ from argon2.exceptions import VerificationError
 from sqlalchemy import bindparam, insert, select, update
 
 from cai.errors import LabelerError
-from cai.serve.queue import recount
+from cai.serve.queue import RECOUNT
 from cai.serve.tables import Database, answers, labelers, read_versions, tasks
 
 __all__ = ["MIN_PASSWORD", "Account", "Accounts", "Throttle"]
@@ -139,7 +139,8 @@ class Accounts:
         with self._database.write() as connection:
             values = {"is_active": is_active, "epoch": labelers.c.epoch + int(not is_active)}
             connection.execute(update(labelers).where(labelers.c.id == number).values(values))
-            recount(connection, tasks.c.id.in_(select(answers.c.task).where(answers.c.labeler == number)))
+            mine = select(answers.c.task).where(answers.c.labeler == number)
+            connection.execute(RECOUNT.where(tasks.c.id.in_(mine)))
 
     def has_read(self, account: Account, version: str) -> bool:
         """Whether they have said to have read this version of the instructions."""

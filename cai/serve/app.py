@@ -21,21 +21,23 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_HEADERS: Final = {
+_HEADERS: Final = {  # of every response; pages, which hold texts and tokens, are not to be kept
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
 }
+_ENCODED: Final = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 
 
 def create_app(site: Site, *, hosts: Sequence[str]) -> FastAPI:
     """The application. Requests for other host names than `hosts` are refused: a page of somebody else, whose name has
     been made to point at this machine, gets nothing.
     """
-    app = FastAPI(title="cai", openapi_url=None, lifespan=_few_threads)
+    app = FastAPI(title="cai", openapi_url=None, lifespan=_lifespan)
     app.state.site = site
     app.add_exception_handler(Refused, refusal)
     app.add_exception_handler(HTTPException, _lost)
@@ -48,9 +50,10 @@ def create_app(site: Site, *, hosts: Sequence[str]) -> FastAPI:
 
 
 @asynccontextmanager
-async def _few_threads(_app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """As many threads as the database has connections: more would open some more, and only wait for each other."""
     to_thread.current_default_thread_limiter().total_tokens = NUM_CONNECTIONS
+    app.state.site.warm_up()
     yield
 
 
@@ -70,7 +73,7 @@ def _lost(request: Request, error: Exception) -> Response:
 
 
 class _Headers:
-    """Adds the security headers to every response, and forbids keeping pages, which hold texts and tokens."""
+    """Adds the headers that a response has not."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -81,8 +84,7 @@ class _Headers:
         async def sender(message: Any) -> None:
             if message["type"] == "http.response.start":
                 held = {name for name, _ in message["headers"]}
-                more = {**_HEADERS, "cache-control": "no-store"}
-                message["headers"] += [(k.encode(), v.encode()) for k, v in more.items() if k.encode() not in held]
+                message["headers"] += [(name, value) for name, value in _ENCODED if name not in held]
             await send(message)
 
         await self._app(scope, receive, sender if scope["type"] == "http" else send)

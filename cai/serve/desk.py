@@ -12,7 +12,7 @@ from cai.errors import LabelerError
 from cai.records import seed_of
 from cai.serve.accounts import Account
 from cai.serve.form import Form, shown_order
-from cai.serve.queue import dump, load, recount
+from cai.serve.queue import RECOUNT, dump, load
 from cai.serve.tables import Database, answers, batches, claims, is_wanted, tasks, withdrawn
 from cai.types import Comparison, Feedback
 
@@ -80,7 +80,12 @@ _BEFORE: Final = (
     .select_from(tasks.join(batches))
     .where(tasks.c.id == _TASK)
 )
+_CLAIMED: Final = {"task": _TASK, "shown_at": bindparam("now")}
+_MOVE: Final = update(claims).where(claims.c.labeler == _ME).values(_CLAIMED)
+_CLAIM: Final = insert(claims).values({"labeler": _ME, **_CLAIMED})
 _LET_GO: Final = delete(claims).where(claims.c.task == _TASK, claims.c.labeler == _ME)
+_ANSWER: Final = insert(answers)
+_RECOUNT: Final = RECOUNT.where(tasks.c.id == _TASK)
 _THE_TASK: Final = select(tasks).where(tasks.c.id == _TASK)
 
 
@@ -117,6 +122,15 @@ class Desk:
         self._database = database
         self._clock = clock
         self._forms: dict[int, Form] = {}  # batches never change their form
+
+    def warm_up(self) -> None:
+        """Run, for nobody, what pages and answers need: after a restart many come at once, and each would wait until it
+        has made the statements for itself.
+        """
+        nobody = {"me": 0, "task": "", "since": 0.0, "most": 1, "now": 0.0}
+        with self._database.write(durable=False) as connection:
+            for statement in (_CURRENT, _NEXT, _UNDONE, _COUNTS, _RECENT, _THE_TASK, _BEFORE, _MOVE, _LET_GO, _RECOUNT):
+                connection.execute(statement, nobody)
 
     def next(self, labeler: Account) -> Screen | None:
         """What is on the labeler's screen, or the next task, which is theirs for half an hour; None when nothing is
@@ -163,10 +177,10 @@ class Desk:
                 "seconds": max(0.0, min(seconds, now - shown_at) if shown_at is not None else seconds),
                 "is_taken": False,
             }
-            connection.execute(insert(answers), row)
+            connection.execute(_ANSWER, row)
             if shown_at is not None:
                 connection.execute(_LET_GO, {"task": task, "me": labeler.id})
-            recount(connection, tasks.c.id == task)
+            connection.execute(_RECOUNT, {"task": task})
         return True
 
     def undo(self, labeler: Account, task: str) -> bool:
@@ -182,7 +196,7 @@ class Desk:
             kept = {name: getattr(row, name) for name in ("task", "labeler", "feedback", "answered_at", "seconds")}
             connection.execute(insert(withdrawn).values(**kept, withdrawn_at=now))
             connection.execute(delete(answers).where(answers.c.task == task, answers.c.labeler == labeler.id))
-            recount(connection, tasks.c.id == task)
+            connection.execute(_RECOUNT, {"task": task})
             _claim(connection, labeler, task, now)
         return True
 
@@ -228,9 +242,9 @@ class Desk:
 
 
 def _claim(connection: Connection, labeler: Account, task: str, now: float) -> None:
-    mine = claims.c.labeler == labeler.id
-    if connection.execute(update(claims).where(mine).values(task=task, shown_at=now)).rowcount == 0:
-        connection.execute(insert(claims).values(labeler=labeler.id, task=task, shown_at=now))
+    claim = {"me": labeler.id, "task": task, "now": now}
+    if connection.execute(_MOVE, claim).rowcount == 0:
+        connection.execute(_CLAIM, claim)
 
 
 def _screen(row: Any, form: Form, labeler: Account, undone: Sequence[str]) -> Screen:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.sql.expression import bindparam
 
 from cai.codec import from_json, to_json
@@ -18,7 +18,7 @@ from cai.types import Comparison, Feedback
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Answer", "Asked", "Queue", "chunks", "dump", "load", "recount"]
+__all__ = ["RECOUNT", "Answer", "Asked", "Queue", "chunks", "dump", "load"]
 
 R = TypeVar("R", bound="DataclassInstance")
 _COUNTED: Final = (
@@ -27,7 +27,7 @@ _COUNTED: Final = (
     .where(answers.c.task == tasks.c.id, labelers.c.is_active)
     .scalar_subquery()
 )
-_RECOUNT: Final = update(tasks).values(num_answers=_COUNTED)
+RECOUNT: Final = update(tasks).values(num_answers=_COUNTED)  # anew: people who were set aside do not count
 _CHUNK: Final = 500  # parameters of one statement; SQLite and Postgres both allow many more
 
 
@@ -174,11 +174,6 @@ def _settle(connection: Connection, batch: int) -> None:
     }
     own = select(batch_tasks.c.task).where(batch_tasks.c.batch == batch)
     connection.execute(update(tasks).where(tasks.c.id.in_(own)).values(values))
-
-
-def recount(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Set num_answers anew: people who were set aside do not count."""
-    connection.execute(_RECOUNT.where(which))
 
 
 def _missing(connection: Connection, batch: int) -> int:

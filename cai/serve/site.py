@@ -55,7 +55,12 @@ class Site:
         self._hashing = CapacityLimiter(1)
         self._is_https = is_https
         self._session_seconds = session_seconds
-        _templates()  # before anybody waits for a page
+
+    def warm_up(self) -> None:
+        """Make what the first pages need, before anybody waits for them."""
+        _templates()
+        self.accounts.get(0)
+        self.desk.warm_up()
 
     # --- pages --------------------------------------------------------------------------------------------------------
 
