@@ -198,7 +198,11 @@ class Person:
             for name, value in zip(names, values, strict=True):
                 while page.evaluate("() => document.activeElement.name") != name:
                     page.keyboard.press("ArrowDown")
-                page.keyboard.press(value)
+                if self._rng.random() < 0.5:
+                    page.keyboard.press(value)
+                else:  # one place too far, and back
+                    for key in ["ArrowRight"] * (int(value) + 1) + ["ArrowLeft"] * (int(value) < len(names)):
+                        page.keyboard.press(key)
         else:
             for name, value in zip(names, values, strict=True):
                 self._click(name, value)
