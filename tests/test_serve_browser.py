@@ -298,6 +298,10 @@ NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), tex
   .filter((node) => !(node.labels?.length || node.getAttribute("aria-label") || node.innerText?.trim()
                       || node.querySelector("legend"))).map((node) => node.outerHTML.slice(0, 80))"""
 
+OUT_OF_REACH = """() => [...document.querySelectorAll("body *")]
+  .filter((node) => node.scrollWidth > node.clientWidth && getComputedStyle(node).overflowX === "auto")
+  .filter((node) => node.tabIndex < 0).map((node) => node.outerHTML.slice(0, 80))"""  # without a mouse
+
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1280)])
 def test_pages_can_be_read_named_and_fit(
@@ -317,6 +321,7 @@ def test_pages_can_be_read_named_and_fit(
             page.wait_for_timeout(200)
             assert page.evaluate(CONTRASTS) == [], path
             assert page.evaluate(NAMELESS) == [], path
+            assert page.evaluate(OUT_OF_REACH) == [], path
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width, path
             assert page.locator("h1").count() == 1
             if path == "/label" and task:
