@@ -1,5 +1,6 @@
 """What every test gets: no network by accident, and a folder of its own to run in where it asks for one."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,7 +11,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# torch and its like make millions of objects that stay: looking through them again and again takes seconds.
+gc.disable()
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """All modules are loaded: what they made is left alone from now on, and what tests make is looked at less often."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Reports on made-up runs, for tests: the page, its figures, the outline of its tags."""
 
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ from cai.report.page import Report, gather, write
 from cai.report.statistics import Estimate
 
 
+@cache
+def _made(folder: Path) -> tuple[list[Path], str]:
+    """Runs and their page; made once, however many files of tests ask for them."""
+    runs = make_runs(folder / "made-up", seeds=(0, 1))
+    return runs, write(gather(runs), runs[0].parents[1] / "report").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_runs(tmp_path_factory.mktemp("made-up"), seeds=(0, 1))
+    return _made(tmp_path_factory.getbasetemp())[0]
 
 
 @pytest.fixture(scope="module")
-def page(runs: list[Path]) -> str:
-    return write(gather(runs), runs[0].parents[1] / "report").read_text(encoding="utf-8")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _made(tmp_path_factory.getbasetemp())[1]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def choices() -> list[str]:
     return [f"{group}={option}" for group in (*GROUPS, "experiment") for option in options(group)]
 
 
+@cache
+def composed(*overrides: str) -> config.Settings:
+    """Composed once, however many tests ask."""
+    return config.compose(list(overrides))
+
+
 def build(settings: config.Settings) -> dict[str, Any]:
     keys = [step.key for step in chosen(settings.steps, settings.nodes())]
     return config.build(settings, keys)
@@ -62,7 +69,7 @@ def build(settings: config.Settings) -> dict[str, Any]:
 
 @pytest.mark.parametrize("choice", ["seed=0", *choices()])
 def test_every_preset_composes_and_builds(choice: str) -> None:
-    settings = config.compose([choice, *NEEDED.get(choice, [])])
+    settings = composed(choice, *NEEDED.get(choice, []))
     stages = build(settings)
     assert set(stages) == {step.key for step in chosen(settings.steps, settings.nodes())}
 
@@ -114,7 +121,7 @@ def test_evaluation_sets_are_put_to_every_model_once_there_are_some() -> None:
 
 def test_the_judge_of_win_rates_does_not_follow_the_labeler() -> None:
     labelers = [f"labeler={name}" for name in options("labeler")]
-    judges = [config.compose([labeler, *NEEDED.get(labeler, [])]).win_rate for labeler in labelers]
+    judges = [composed(labeler, *NEEDED.get(labeler, [])).win_rate for labeler in labelers]
     assert all(judge == judges[0] for judge in judges)
 
 

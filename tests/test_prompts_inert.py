@@ -1,6 +1,7 @@
 """Values are never template, turns, slots or markers, whatever stands in them."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from cai.rendered import ChoiceSlot, Rendered
 from cai.types import Turn
 
 __all__ = ["family"]  # fixture
+
+shipped = cache(PromptFamily)
 
 
 # --- inertness --------------------------------------------------------------------------------------------------------
@@ -47,7 +50,7 @@ def test_values_are_never_template_turns_or_slots(family: Family, hostile: str) 
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_the_shape_of_a_prompt_does_not_depend_on_its_values(name: str, data: st.DataObject) -> None:
-    family = PromptFamily(name)
+    family = shipped(name)
     reserved = yaml.safe_load(family.sources()["family.yaml"])["reserved"]
     markers = [*reserved, *(marker.strip() for marker in reserved), "\n", " (B) ", "{{ text(max_new_tokens=1) }}"]
     text = st.lists(st.sampled_from(markers) | st.text(max_size=5), max_size=6).map("".join)
@@ -132,7 +135,7 @@ def test_there_are_forty_attacks_of_many_kinds() -> None:
 @pytest.mark.parametrize("name", [*SHIPPED, "sandbox"])
 @pytest.mark.parametrize("kind", ["judge", "judge_cot", "rate"])
 def test_no_judged_text_adds_markers_turns_or_slots(name: str, kind: str) -> None:
-    family = PromptFamily(name)
+    family = shipped(name)
     reserved = yaml.safe_load(family.sources()["family.yaml"])["reserved"]
     usual = family.render(kind, **variables(kind))
     for attack in (attack["text"] for attack in ATTACKS):

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from reports import quick
 from synthetic_runs import ARMS, make_runs
 
 from cai.records import read_json, write_json
-from cai.report.page import Report, gather
 from cai.report.runs import policies_of, read_runs
 from cai.report.wins import judged_pair
 
@@ -23,10 +23,6 @@ def job(root: Path, constitution: str, *, own_samples: bool, arms: Mapping[str, 
             run["stages"]["sample"]["fingerprint"] += constitution
         write_json(folder / "run.json", run)
     return folders
-
-
-def quick(folders: list[Path]) -> Report:
-    return gather(folders, num_draws=50)
 
 
 def test_an_arm_met_the_other_arm_of_its_own_job(tmp_path: Path) -> None:

@@ -5,26 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reports import quick, runs
 from synthetic_runs import PRINCIPLES, make_runs
 
 from cai.records import read_json, read_records, read_rows
 from cai.report.layout import render
-from cai.report.page import Report, as_json, gather, pictures
+from cai.report.page import as_json, pictures
 from cai.types import Judgment
 
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_runs(tmp_path_factory.mktemp("made-up"), seeds=(0, 1))
+__all__ = ["runs"]  # a fixture
 
 
 @pytest.fixture(scope="module")
 def figures(runs: list[Path]) -> dict[str, Any]:
     return as_json(quick(runs))
-
-
-def quick(folders: list[Path]) -> Report:
-    return gather(folders, num_draws=50)
 
 
 def test_what_each_principle_labelled_and_what_the_reward_model_learned(
