@@ -111,6 +111,7 @@ def test_learning_rates_warm_up_then_fall_or_stay(tmp_path: Path) -> None:
 # --- known optima -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_token_that_pays_is_learnt(tmp_path: Path) -> None:
     """No KL penalty, one unit per `key`: eight tokens of it are the optimum, chance is a thirtieth of that."""
     made = trainer(
