@@ -5,7 +5,8 @@
 Starts `cai label serve` on a database of its own. Every person opens the page, waits `--think` seconds on average (a
 person who reads needs longer), sends the answer twice at once, now and then goes back and sends an old one again, or
 loses the session and signs in again; after a kill -9 of the server (and a new start on the same port) they send again
-what was not answered. In the end the database must hold what each person meant on each task, exactly once, and all that
+what was not answered, as the page's script does: after half a second or so, then twice as long each time, up to ten. In
+the end the database must hold what each person meant on each task, exactly once, and all that
 the server said was recorded. Times are those of submits that a running server answered, from the first byte sent to the
 last byte read, as a person's browser would see them; the people share the machine with the server. What other work on
 the machine does not change is the server's processor time per submit, with its share of the pages and sign-ins; Linux
@@ -43,6 +44,7 @@ from cai.serve.tables import Database
 from cai.types import Comparison, Prompt, Response, Turn
 
 PASSWORD = "a long password"
+FIRST_DELAY, LAST_DELAY = 0.5, 10.0  # seconds between attempts, as in cai/serve/static/saving.js
 FORM = Form(instructions="Choose.", overlap=1.0, strength=True)
 HIDDEN = re.compile(r'<input type="hidden" name="([^"]*)" value="([^"]*)"')
 
@@ -76,6 +78,7 @@ class Person:
         body = None
         if fields is not None:
             body, headers["content-type"] = urlencode(fields), "application/x-www-form-urlencoded"
+        delay = FIRST_DELAY
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             start = time.perf_counter()
@@ -87,7 +90,8 @@ class Person:
             except (OSError, http.client.HTTPException):
                 with self._tally.lock:
                     self._tally.num_unanswered += 1
-                time.sleep(0.1)
+                time.sleep(delay * random.uniform(0.5, 1.5))
+                delay = min(2 * delay, LAST_DELAY)
                 continue
             finally:
                 connection.close()

@@ -62,7 +62,8 @@ class LlamaSteps:
         self.size = first.head_dim
         self.num_keys = first.k_proj.out_features // self.size
         self.num_queries = first.q_proj.out_features // self.size
-        cos, sin = model.model.rotary_emb(model.lm_head.weight, torch.arange(num_positions, device=model.device)[None])
+        like = model.lm_head.weight.detach()  # for its type and device
+        cos, sin = model.model.rotary_emb(like, torch.arange(num_positions, device=model.device)[None])
         half = self.size // 2  # both halves turn by the same angles
         self.turns = torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())  # (num_positions, S / 2)
         self.layers = [self._layer(layer) for layer in model.model.layers]

@@ -106,7 +106,7 @@ async function post(path, body) {
       // the connection, or a server that is being restarted
     }
     say("The server cannot be reached. Your answer is kept here; trying again …");
-    await wait(delay);
+    await wait(delay * (0.5 + Math.random())); // spread: after a restart everybody comes back
   }
 }
 
