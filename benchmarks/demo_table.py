@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from cai.records import read_json, write_json
+from cai.records import read_json, read_rows, write_json
 
 COLUMNS = ("harmful_compliance", "helpful", "over_refusal", "evasive_share", "polite", "garbled", "kl")
 
@@ -21,6 +21,17 @@ def cell(figure: dict[str, Any] | None, scale: float) -> str:
     digits = 1 if scale == 100 else 2
     value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def learning(folder: Path) -> list[dict[str, Any]]:
+    """Of every PPO run below the sweep's `folder`: gold and explained variance of its updates, and its warnings."""
+    found = []
+    for path in sorted(folder.glob("*/*/run.json")):
+        output = Path(read_json(path)["stages"]["rl"]["path"])
+        curve = read_rows(output / "curve.jsonl")
+        own = {"run": str(path.parent.relative_to(folder)), "warnings": read_json(output / "ppo.json")["warnings"]}
+        found.append(own | {name: [round(row[name], 4) for row in curve] for name in ("gold", "explained_variance")})
+    return found
 
 
 def main() -> None:
@@ -37,11 +48,15 @@ def main() -> None:
     for scores in report["revision_scores"]:
         for step, figures in scores["steps"].items():
             print(f"| {step} revisions | {cell(figures['harmful_compliance'], 100)} |")
+    for run in (runs := learning(args.report.parent)):
+        gold, explained = run["gold"], run["explained_variance"]
+        told = f"{run['run']}: gold {gold[0]:.2f} to {gold[-1]:.2f}, {len(run['warnings'])} warnings"
+        print(f"{told}; explained variance {explained[0]:.2f} at the first update, {explained[-1]:.2f} at the last")
     if args.output:
         machine = {"platform": platform.machine(), "num_cpus": os.cpu_count()}
         kept = ("findings", "measures", "win_rates", "revision_scores", "reward_models", "costs")
-        runs = [{key: run[key] for key in ("arm", "seed", "fingerprints", "versions")} for run in report["runs"]]
-        write_json(args.output, {"machine": machine, **{key: report[key] for key in kept}, "runs": runs})
+        made = [{key: run[key] for key in ("arm", "seed", "fingerprints", "versions")} for run in report["runs"]]
+        write_json(args.output, {"machine": machine, **{key: report[key] for key in kept}, "runs": made, "ppo": runs})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from cai.models.lora import (
     trained_state,
 )
 from cai.rl.memory import Budget, budget
-from cai.rl.models import Policy, RewardModel, Row, pack
+from cai.rl.models import Policy, RewardModel, Row, pack, score_head
 from cai.rl.networks import Networks, OneBase, load_networks, save_policy
 from cai.rl.ppo import PPOTrainer
 from cai.rl.settings import PPOSettings
@@ -84,11 +84,14 @@ def test_the_budget_is_what_the_networks_take(
     assert told[0].networks == pytest.approx(real, rel=0.03)  # reward models have no output head, but a scalar one
 
 
-def test_a_value_network_starts_on_the_trunk_of_the_first_reward_model(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_value_network_starts_as_the_first_reward_model_scaled(inputs: dict[str, Path], tmp_path: Path) -> None:
     made = loaded(ensemble(inputs, tmp_path))
     assert isinstance(made.value, ValueModel) and made.reward_scale == 1 / 0.5
+    heads = score_head(made.value.model).weight, score_head(made.reward.model).weight
     for mine, scorers in zip(made.value.model.parameters(), made.reward.model.parameters(), strict=True):
-        assert torch.equal(mine, scorers) and mine.data_ptr() != scorers.data_ptr()
+        assert (mine is heads[0] or torch.equal(mine, scorers)) and mine.data_ptr() != scorers.data_ptr()
+    factor = 3.0 / 0.5  # gain and spread: it starts as the scaled reward model
+    assert torch.allclose(heads[0], factor * heads[1]) and made.value.offset == factor * 0.25
 
 
 @pytest.mark.parametrize("changes", [{}, {"value": "shared"}, LORA], ids=["apart", "shared", "one base"])
@@ -145,7 +148,7 @@ def test_there_is_one_copy_of_the_weights(inputs: dict[str, Path]) -> None:
 
 
 def test_before_the_first_step_nothing_differs(inputs: dict[str, Path]) -> None:
-    """Ratio 1, KL 0; the reward is the merged reward model's, and the value beyond a response its output."""
+    """Ratio 1, KL 0; the reward is the merged reward model's, and the value beyond a response is its score."""
     made = over_one_base(inputs)
     figures = made.update(PROMPTS).diagnostics
     assert figures["first_approx_kl"] < 1e-10 and figures["clipfrac"] == 0 and abs(figures["kl"]) < 1e-4
@@ -158,7 +161,7 @@ def test_before_the_first_step_nothing_differs(inputs: dict[str, Path]) -> None:
         values = [made.value.values(pack([Row([*row.ids, 9], row.num_prompt)]))[-1] for row in rows]
         batch = pack(rows)
         assert torch.equal(made.policy.logp(batch), made.reference.logp(batch))
-    assert torch.allclose(torch.stack(values) + reward.offset, scores, atol=1e-5) and float(scores.std()) > 0.01
+    assert torch.allclose(torch.stack(values), scores, atol=1e-5) and float(scores.std()) > 0.01
 
 
 def test_updates_leave_the_base_and_the_reward_model_alone(inputs: dict[str, Path]) -> None:

@@ -34,6 +34,17 @@ def test_the_stage_writes_a_policy_and_its_curve(inputs: dict[str, Path], tmp_pa
     assert (weights(trained) - weights(base)).abs().max() > 1e-4
 
 
+def test_the_value_is_fitted_unless_told_otherwise(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """One more batch is sampled for it, and the first update's values are those of the fit."""
+    facts = {
+        name: run(inputs, tmp_path / str(name), num_updates=1, batch_size=64, fit_value=name) for name in (True, False)
+    }
+    fitted, plain = (read_rows(tmp_path / name / "curve.jsonl")[0] for name in ("True", "False"))
+    assert fitted["score_mean"] == plain["score_mean"], "the first rollout is the same"
+    assert plain["explained_variance"] < fitted["explained_variance"]
+    assert facts[True]["num_tokens"] > 1.5 * facts[False]["num_tokens"]
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_a_scorer_changes_none(inputs: dict[str, Path], tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {}, {"scorer": Lengths()}, {"seed": 1}]

@@ -1,6 +1,7 @@
 """The value function of PPO: what it reads, and how its head is fitted before the first update."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,14 @@ def test_values_that_were_fitted_explain_the_first_rollout(tmp_path: Path, value
             assert len(rollout.rows) == 128
         explained.append(made.update(PROMPTS * 32).diagnostics["explained_variance"])
     assert explained[0] < 0 < 0.01 < explained[1]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_states_that_are_all_alike_leave_the_mean(tmp_path: Path, shared: bool) -> None:
+    """One prompt, responses of one token: the bandit."""
+    rollout = numbered_rollout([(3, 1)] * 4)
+    rollout = replace(rollout, rows=[rollout.rows[0]] * 4)
+    value = SharedValue(Policy(tiny_models.llama(30)), coefficient=0.1) if shared else value_model(tmp_path)
+    fit(value, rollout, torch.tensor([[1.0], [2.0], [3.0], [6.0]]), 4096, "float32")
+    with torch.no_grad():
+        assert value.values(pack(rollout.rows)).tolist() == pytest.approx([3.0] * 4, abs=1e-3)

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from cai.models.lora import has_adapter, is_linear, whole_weight
+from cai.models.lora import is_linear, whole_weight
 
 __all__ = ["LlamaSteps"]
 
@@ -42,15 +42,13 @@ class LlamaSteps:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether `model` is a plain small Llama: no biases, SwiGLU. Adapters are added to the weights, which half
-        precision would round away.
+        """Whether `model` is a plain small Llama: no biases, SwiGLU; in full precision, because adapters, norms and
+        scales go into the weights, which half precision would round.
         """
         if type(model) is not LlamaForCausalLM or model.num_parameters() > _MOST_PARAMETERS:
             return False
         config, projections = model.config, [m for name, m in model.named_modules() if name.endswith("_proj")]
-        if model.dtype != torch.float32 and any(has_adapter(module) for module in projections):
-            return False
-        plain = all(is_linear(module) for module in projections)
+        plain = model.dtype == torch.float32 and all(is_linear(module) for module in projections)
         return plain and not config.attention_bias and not config.mlp_bias and config.hidden_act == "silu"
 
     def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:

@@ -70,6 +70,8 @@ def load_networks(settings: PPOSettings, sft: Path, reward: Path, *, longest_pro
         value = SharedValue(policy, coefficient=settings.value_coefficient)
     else:
         value = ValueModel(source.critic())
+        factor = scale * scorer.constants.gain
+        value.set_head(factor * score_head(value.model).weight[0], factor * scorer.offset)
     if settings.activation_checkpointing:
         for network in (model, value.model) if isinstance(value, ValueModel) else (model,):
             recompute_activations(network)

@@ -119,7 +119,8 @@ class PPOSettings(LoRASettings):
     +-`score_clip`; `missing_eos_penalty` is then subtracted where a response was cut off. Learning rates warm up over
     `num_warmup_updates`, then fall linearly to 0 or stay; `tf_adam` puts Adam's epsilon where TensorFlow has it, which
     makes the first steps smaller. `value` is a network of its own on the reward model's trunk, or a head on the
-    policy's trunk whose loss counts `value_coefficient`. `ptx_coefficient` weighs the gradient of the mean loss on
+    policy's trunk whose loss counts `value_coefficient`; with `fit_value` its head is fitted to one batch of responses
+    before the first update. `ptx_coefficient` weighs the gradient of the mean loss on
     `ptx_tokens` tokens of documents in every step (InstructGPT's gamma). `max_batch_tokens` bounds a pass (rows x
     longest row) of scoring or training, which takes no more than 512 on a CPU; sampling, which keeps no activations,
     takes 8 times as many. With `activation_checkpointing` layers keep their input alone for the backward pass and
@@ -158,6 +159,7 @@ class PPOSettings(LoRASettings):
     tf_adam: bool = False
     value: Literal["reward_model", "shared"] = "reward_model"
     value_coefficient: float = 0.1
+    fit_value: bool = True
     ptx_coefficient: float = 0.0
     ptx_tokens: int = 1024
     max_batch_tokens: int = 16384

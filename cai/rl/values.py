@@ -1,7 +1,8 @@
 """The value function of PPO: a network of its own on the reward model's trunk, or a head on the policy's.
 
 InstructGPT starts the value function as the reward model, head and all. But a reward model learns about whole
-responses: what its head says of the beginning of one is arbitrary, worse than a constant. So `fit` comes first.
+responses: what its head says of the beginning of one is arbitrary, worse than a constant. So `fit` comes first, unless
+`fit_value` is off.
 
 Shape letters: B = responses, T = response tokens (padded), M = response tokens of a batch, D = hidden size.
 """
@@ -22,6 +23,7 @@ __all__ = ["SharedValue", "Value", "ValueModel", "fit"]
 
 
 _RIDGE: Final = 0.1  # of the mean variance of a feature: there may be more features than responses
+_FLOOR: Final = 1e-8  # where all states are alike: a single prompt, one token long responses
 
 
 class ValueModel:
@@ -144,6 +146,6 @@ def fit(value: Value, rollout: Rollout, rewards: Tensor, max_tokens: int, dtype:
     means = sums[0] / sums[0, 0]
     covariance = sums / sums[0, 0] - means[:, None] * means
     features, target = covariance[1:-1, 1:-1], covariance[1:-1, -1]
-    ridge = _RIDGE * features.diagonal().mean()
+    ridge = _RIDGE * features.diagonal().mean() + _FLOOR
     weight = torch.linalg.solve(features + ridge * torch.eye(len(features), device=features.device), target)
     value.set_head(weight, float(means[-1] - means[1:-1] @ weight))

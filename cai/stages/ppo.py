@@ -133,17 +133,17 @@ class _Run:
         self.best: dict[str, Any] | None = None
 
     def go_on(self) -> None:
-        """Take up the last whole checkpoint, or start with a value function that knows the policy as it is."""
+        """Take up the last whole checkpoint, or fit the value function to the policy as it is."""
         from cai.rl.checkpoints import load_latest
 
         state = load_latest(self.checkpoints)
-        if state is None:
-            rollout = self.trainer.fit_value([self.ids[prompt.id] for prompt in self._draw(0)])
-            self.num_tokens = sum(len(row.ids) for row in rollout.rows)
-        else:
+        if state is not None:
             self.trainer.load_state_dict(state["trainer"])
             self.curve, self.num_tokens = state["curve"], state["num_tokens"]
             self.warnings, self.best = state["warnings"], state["best"]
+        elif self.stage.fit_value:  # to other responses than the first update will have, to the same prompts
+            rollout = self.trainer.fit_value([self.ids[prompt.id] for prompt in self._draw(0)])
+            self.num_tokens = sum(len(row.ids) for row in rollout.rows)
 
     def update(self) -> dict[str, Any]:
         """One update, with its row of the curve, warnings and checkpoint."""

@@ -35,12 +35,14 @@ __all__ = [
 ]
 
 _DETAIL: Final = 200  # characters of what a server said that are kept
+_CODE: Final = re.compile(r"content[ _]?(filter|policy)", re.IGNORECASE)
 _CONTENT: Final = re.compile(
-    r"content[ _]?(filter|policy)"
-    r"|\b(content|prompt|input|message|output|text)s?\b[^.]{0,60}\b(violat|flagged|moderat|filtered)",
+    r"\b(content|prompt|input|message|output|text)s?\b[^.]{0,60}\b(violat|flagged|moderat|filtered)", re.IGNORECASE
+)
+_ACCOUNT: Final = re.compile(  # no other prompt will do
+    r"\b(account|organi[sz]ation|project|access|admin)|must accept|approv|suspend|deactivat|terminat|banned",
     re.IGNORECASE,
 )
-_ACCOUNT: Final = re.compile(r"suspend|deactivat|disabled|terminat|banned", re.IGNORECASE)  # no other prompt will do
 _SLACK: Final = 0.01  # by which probabilities may add up to more than 1
 
 
@@ -109,7 +111,9 @@ def refuses_content(body: str) -> bool:
     metadata = error.get("metadata")
     if isinstance(metadata, dict) and (metadata.get("flagged_input") or metadata.get("reasons")):
         return True
-    return _speaks_of_content(" ".join(str(error.get(name)) for name in ("code", "type", "message")))
+    if any(_CODE.search(str(error.get(name))) for name in ("code", "type")):
+        return True
+    return _speaks_of_content(str(error.get("message")))
 
 
 def _speaks_of_content(message: str) -> bool:
