@@ -1,6 +1,7 @@
 """What the report reads from run folders: what is missing is named, and which runs are one arm."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,9 @@ def test_the_same_command_twice_is_told_apart_by_folder(tmp_path: Path) -> None:
     shutil.copytree(folders[1], other)
     with pytest.raises(DataError, match="two runs are both 'RLAIF \\(after\\)' with seed 0"):
         read_runs([*folders, other])
+
+
+def test_a_command_can_be_pasted(tmp_path: Path) -> None:
+    given = ["steps=[data,revise]", "arms.rlhf=['labeler=simulated']"]
+    (run,) = read_runs([run_folder(tmp_path, "a", given)])
+    assert run.command.startswith("cai run ") and shlex.split(run.command) == ["cai", "run", *given]

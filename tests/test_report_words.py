@@ -11,7 +11,7 @@ import yaml
 from reports import estimate, figures, page, quick, runs, shown
 
 from cai.report.measures import Column, Difference
-from cai.report.words import figure, interval, joined, plain, signed, verdict, with_interval
+from cai.report.words import figure, interval, joined, move, plain, signed, verdict, with_interval
 
 __all__ = ["figures", "page", "runs"]  # fixtures
 
@@ -49,6 +49,15 @@ def test_verdicts_hedge() -> None:
     assert verdict(difference(0.2, 0.01, 0.3, 0.2), neither) == (
         "higher, but not after correction for the number of comparisons"
     )
+
+
+def test_the_summary_says_which_way_only_beyond_doubt() -> None:
+    assert move(None) == ""
+    assert move(difference(0.01, -0.10, 0.12, 1.0)) == "no difference from B detected"
+    assert move(difference(-0.2, -0.3, -0.01, 0.138)) == (
+        "below B, but not after correction for the number of comparisons"
+    )
+    assert (move(difference(-0.2, -0.3, -0.1, 0.001)), move(difference(0.2, 0.1, 0.3, 0.001))) == ("lowers", "raises")
 
 
 def test_findings_say_what_happened(figures: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ _EXTRAS: Final = {
     "postgres": "psycopg",
     "endpoint": "openai",
     "sweep": "hydra-joblib-launcher",
+    "lora": "peft",
     "dev": "pytest",
 }
 

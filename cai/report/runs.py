@@ -5,6 +5,7 @@ Whatever a run did not do is absent here too: every reader of a file returns Non
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             folder=folder,
             arm=label,
             seed=_need(run, "seed", folder),
-            command=" ".join(run.get("command") or ()),
+            command=shlex.join(run.get("command") or ()),
             outputs={name: _output(name, entry, folder) for name, entry in _need(run, "stages", folder).items()},
             versions=run.get("versions") or {},
             config=config or {},

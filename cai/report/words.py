@@ -160,26 +160,30 @@ def _course(column: Column, policies: Sequence[Policy], measures: Measures) -> s
         for policy in (p for p in known if p.kind == kind):
             from_ = next((p for p in known if p.kind == earlier and leads_to(p, policy)), None)
             found = measures.difference(policy.name, from_.name, column.name) if from_ else None
-            moved.setdefault(_move(found), []).append(policy.name)
-        sentences += [_moved(move, names, shown) for move, names in moved.items()]
+            moved.setdefault(move(found), []).append(policy.name)
+        sentences += [_moved(way, names, shown) for way, names in moved.items()]
     return " ".join(sentences)
 
 
-def _move(found: Difference | None) -> str:
+def move(found: Difference | None) -> str:
+    """Which way a policy went from the one it was trained from: `raises`, `lowers`, or why neither can be said."""
     if found is None:
         return ""
     if not found.estimate.excludes_zero:
         return f"no difference from {found.second} detected"
+    if found.p_holm >= 0.05:
+        side = "above" if found.estimate.value > 0 else "below"
+        return f"{side} {found.second}, but not after correction for the number of comparisons"
     return "raises" if found.estimate.value > 0 else "lowers"
 
 
-def _moved(move: str, names: Sequence[str], shown: Mapping[str, str]) -> str:
+def _moved(way: str, names: Sequence[str], shown: Mapping[str, str]) -> str:
     """`RLHF lowers it to 5 % [3, 7], RLAIF to 3 % [2, 4].`"""
-    if move not in ("raises", "lowers"):
+    if way not in ("raises", "lowers"):
         levels = joined([f"{name} is at {shown[name]}" for name in names])
-        return f"{levels}{': ' + move if move else ''}."
+        return f"{levels}{': ' + way if way else ''}."
     first, *rest = names
-    return joined([f"{first} {move} it to {shown[first]}", *(f"{name} to {shown[name]}" for name in rest)]) + "."
+    return joined([f"{first} {way} it to {shown[first]}", *(f"{name} to {shown[name]}" for name in rest)]) + "."
 
 
 def _level(column: Column, policies: Sequence[Policy], measures: Measures) -> str:
