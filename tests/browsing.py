@@ -2,7 +2,6 @@
 
 import random
 import re
-import shutil
 import socket
 import threading
 import time
@@ -19,8 +18,6 @@ from cai.serve.app import create_app
 from cai.serve.form import Form
 from cai.serve.site import Site
 from cai.types import Comparison, Feedback
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 
 
 class Server:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import CHROMIUM, Server, after, label_all, num_answers, numbered, ready, tab
+from browsing import Server, after, label_all, num_answers, numbered, ready, tab
+from chromium import CHROMIUM, violations
 from label_site import EVERYTHING, PASSWORD, Project, form
 from playwright.sync_api import Browser, expect, sync_playwright
 
@@ -270,38 +271,6 @@ def test_two_tabs_and_two_people_in_one_browser(chromium: Browser, server: Serve
 
 # --- how it looks to whom ---------------------------------------------------------------------------------------------
 
-# Text against what is behind it, as WCAG 2.2 counts; elements that show no text of their own are passed over.
-CONTRASTS = """() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const rgba = (color) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
-                            return canvas.getImageData(0, 0, 1, 1).data; };
-  const linear = (v) => v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const color = rgba(getComputedStyle(node).backgroundColor);
-      if (color[3] > 200) return color;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!own || !node.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
-    if (node.closest(".unseen, .skip-link, noscript")) continue;
-    const [a, b] = [light(rgba(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) found.push([node.outerHTML.slice(0, 80), (a + 0.05) / (b + 0.05)]);
-  }
-  return found;
-}"""
-NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), textarea, button, a, progress, fieldset")]
-  .filter((node) => !(node.labels?.length || node.getAttribute("aria-label") || node.innerText?.trim()
-                      || node.querySelector("legend"))).map((node) => node.outerHTML.slice(0, 80))"""
-
-OUT_OF_REACH = """() => [...document.querySelectorAll("body *")]
-  .filter((node) => node.scrollWidth > node.clientWidth && getComputedStyle(node).overflowX === "auto")
-  .filter((node) => node.tabIndex < 0).map((node) => node.outerHTML.slice(0, 80))"""  # without a mouse
-
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1280)])
 def test_pages_can_be_read_named_and_fit(
@@ -319,13 +288,11 @@ def test_pages_can_be_read_named_and_fit(
                 page.locator(".response .edit").first.click()
                 page.locator("#critique").fill("a critique")
             page.wait_for_timeout(200)
-            assert page.evaluate(CONTRASTS) == [], path
-            assert page.evaluate(NAMELESS) == [], path
-            assert page.evaluate(OUT_OF_REACH) == [], path
+            assert violations(page) == [], path
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width, path
             assert page.locator("h1").count() == 1
             if path == "/label" and task:
                 page.locator("#show-skip").click()
-                assert page.evaluate(CONTRASTS) == []
+                assert violations(page) == []
                 page.get_by_role("button", name="Skip it").click()
                 after(page, task)
