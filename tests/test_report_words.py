@@ -80,6 +80,20 @@ def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) 
     assert alone.startswith("One seed.") and "that labelled for" not in alone
 
 
+def test_limits_say_that_arms_have_different_judges(runs: list[Path], tmp_path: Path) -> None:
+    assert not any("differs between arms" in text for text in quick(runs).limits)
+    copied = []
+    for run in runs:
+        folder = tmp_path / run.parent.name / run.name
+        shutil.copytree(run, folder)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["win_rate"]["labeler"] |= {"constitution": {"path": f"of_{run.name}"}, "seed": config["seed"]}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        copied.append(folder)
+    (told,) = [text for text in quick(copied).limits if "differs between arms" in text]
+    assert told.startswith("The judge of the win rates differs between arms, in constitution: each arm is judged by")
+
+
 def test_limits_look_into_labelers_that_are_made_of_labelers(runs: list[Path], tmp_path: Path) -> None:
     """People of other values are not at home on gold; a judge inside of `mixed` is still the judge."""
     people = {"_target_": "cai.labelers.simulated.Labeler", "groups": {"polite": {"gold": 1, "polite": 2}}}

@@ -176,7 +176,7 @@ def _run_arm(arm: Prepared, folder: Path, store: Store, todo: Sequence[str]) -> 
 
 
 def _head_to_head(arm: Prepared, a: Mapping[str, Entry], b: Mapping[str, Entry], store: Store) -> Entry:
-    """Win rate of the policy in `a` over the one in `b`; the judge is that of `arm`, and the same in every arm."""
+    """Win rate of the policy in `a` over the one in `b`, by the judge of `arm`."""
     (planned,) = (planned for planned in arm.steps if planned.step.name == "win_rate")
     fresh = config.build(arm.settings, ["win_rate"])["win_rate"]  # so that its costs are its own
     inputs = {"data": a["data"], "a": a["evaluate_policy"], "b": b["evaluate_policy"]}
