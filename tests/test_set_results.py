@@ -28,7 +28,8 @@ def with_sets(folders: Sequence[Path], sets: Mapping[str, Mapping[str, Rows]], *
                 write_rows(path / f"{name}.jsonl", rows)
             told = {name: {"kind": "MultipleChoice", "num_items": len(rows), "means": {}} for name, rows in own.items()}
             write_json(path / "sets.json", {"sets": told, "best_of_n": best_of_n and stage == "sets_policy"})
-            run["stages"][stage] = {"fingerprint": f"{folder.name}-{stage}", "path": str(path)}
+            made_by = f"{folder.name}-{stage}" if stage == "sets_policy" else stage
+            run["stages"][stage] = {"fingerprint": made_by, "path": str(path)}
         write_json(folder / "run.json", run)
 
 
@@ -82,6 +83,16 @@ def test_without_sets_there_is_no_such_part(folders: list[Path]) -> None:
     report = gather(folders, num_draws=50)
     page = render(report, dict.fromkeys(pictures(report), ""))
     assert report.sets == () and 'id="sets"' not in page and "#sets" not in page
+
+
+def test_sets_alone_are_shown(folders: list[Path]) -> None:
+    """Without any step that evaluates responses, as where a base model is only asked questions."""
+    with_sets(folders[:1], {"sets_base": {"hhh": answers(0.5)}})
+    run = read_json(folders[0] / "run.json")
+    write_json(folders[0] / "run.json", {**run, "stages": {"sets_base": run["stages"]["sets_base"]}})
+    report = gather(folders[:1], num_draws=50)
+    assert report.policies == () and report.sets[0].figures["Base"]["correct"].value == 0.5
+    assert '<section id="sets">' in render(report, dict.fromkeys(pictures(report), ""))
 
 
 def test_a_set_that_one_arm_has_is_shown_for_it(folders: list[Path]) -> None:

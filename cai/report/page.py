@@ -107,8 +107,8 @@ def gather(
     are not as they should.
     """
     runs = read_runs(folders)
-    policies = policies_of(runs)
-    series = _series(runs, policies)
+    policies, asked = policies_of(runs), policies_of(runs, "sets")
+    series = _series(runs, [*policies, *asked])
     bootstrap = Bootstrap(num_draws=num_draws, seed=_SEED)
     found, declared = measured(policies), declared_metrics(runs)
     measures = measure(policies, found, bootstrap, declared)
@@ -135,7 +135,7 @@ def gather(
         measures=measures,
         win_rates=tuple(rates),
         ratings=tuple(ratings(met, policies, bootstrap)),
-        sets=tuple(set_results(policies, bootstrap)),
+        sets=tuple(set_results(asked, bootstrap)),
         effects=tuple(effects),
         fronts=tuple(fronts(policies, found, bootstrap)),
         settings=tuple(settings),

@@ -95,7 +95,7 @@ class Policy:
     """
 
     name: str
-    kind: str  # base, sl_cai or policy: the stage evaluate_<kind>
+    kind: str  # base, sl_cai or policy: the step evaluate_<kind> or sets_<kind>
     arms: tuple[str, ...]
     evaluations: Stages
     runs: tuple[Run, ...]
@@ -235,15 +235,17 @@ def stages_of(runs: Sequence[Run], stage: str) -> Stages:
     return {run.seed: run.outputs[stage] for run in runs if stage in run.outputs}
 
 
-def policies_of(runs: Sequence[Run]) -> list[Policy]:
-    """Base, SL-CAI, then one policy per arm; a base or SL-CAI for each group of arms that share one."""
+def policies_of(runs: Sequence[Run], stage: str = "evaluate") -> list[Policy]:
+    """Base, SL-CAI, then one policy per arm, of those that `stage` (evaluate or sets) measured; a base or SL-CAI for
+    each group of arms that share one.
+    """
     policies = []
     for kind, name in (("base", "Base"), ("sl_cai", "SL-CAI")):
-        policies += _shared(runs, kind, name)
+        policies += _shared(runs, f"{stage}_{kind}", kind, name)
     return policies + [
         Policy(arm, "policy", (arm,), stages, tuple(own))
         for arm, own in by_arm(runs).items()
-        if (stages := stages_of(own, "evaluate_policy"))
+        if (stages := stages_of(own, f"{stage}_policy"))
     ]
 
 
@@ -254,9 +256,8 @@ def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {arm: [run for run in runs if run.arm == arm] for arm in arms}
 
 
-def _shared(runs: Sequence[Run], kind: str, name: str) -> list[Policy]:
+def _shared(runs: Sequence[Run], stage: str, kind: str, name: str) -> list[Policy]:
     """One policy for each group of arms whose outputs are the same in every seed that they have in common."""
-    stage = f"evaluate_{kind}"
     groups: list[tuple[list[str], dict[int, str], list[Run]]] = []
     arms = by_arm([run for run in runs if stage in run.outputs])
     for arm, own in arms.items():

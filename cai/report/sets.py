@@ -56,7 +56,7 @@ class _Answers:
 
 
 def set_results(policies: Sequence[Policy], bootstrap: Bootstrap) -> list[SetResult]:
-    """Every set that was put to a policy, in the order of the first run that has it."""
+    """Every set that was put to one of `policies` (those of the step `sets`), in the order of the first that has it."""
     told = {policy.name: _told(policy) for policy in policies}
     names = dict.fromkeys(name for by_seed in told.values() for answers in by_seed.values() for name in answers.sets)
     return [_result(name, policies, told, bootstrap) for name in names]
@@ -65,11 +65,10 @@ def set_results(policies: Sequence[Policy], bootstrap: Bootstrap) -> list[SetRes
 def _told(policy: Policy) -> dict[int, _Answers]:
     """By seed."""
     found = {}
-    for run in policy.runs:
-        output = run.outputs.get(f"sets_{policy.kind}")
-        told = output.json("sets.json") if output else None
-        if output is not None and told is not None:
-            found[run.seed] = _Answers(output, told["sets"], told["best_of_n"])
+    for seed, output in policy.evaluations.items():
+        told = output.json("sets.json")
+        if told is not None:
+            found[seed] = _Answers(output, told["sets"], told["best_of_n"])
     return found
 
 
