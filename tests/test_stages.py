@@ -63,13 +63,13 @@ def test_data_tells_what_the_source_left_out(workdir: Path) -> None:
     counts = {"rows": 9, "left_out_short": 3, "left_out_long": 1}
     facts = run(Data(source=Source(sets(counts=counts))), {}, workdir / "out")
     assert read_json(workdir / "out" / "data.json")["source"] == counts
-    assert facts["num_left_out"] == 4.0
+    assert facts["num_left_out"] == 4.0 and list(facts)[:2] == ["num_too_long", "num_left_out"]
 
 
 def test_data_leaves_long_prompts_out_and_counts_them(workdir: Path) -> None:
     tokenizer = word_tokenizer()
     model = str(tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, workdir / "model"))
-    long = Prompt(id="long", turns=(Turn("user", "how " * 9),))
+    long = Prompt(id="long", turns=(Turn("user", "how " * 20),))
     source = Source(sets(rl=(prompt("rl"), long)))
     size = len(encode_dialogue(tokenizer, long.turns)[0])
     facts = run(Data(source=source, model=model, max_prompt_tokens=size - 1), {}, workdir / "out")
@@ -81,6 +81,14 @@ def test_data_leaves_long_prompts_out_and_counts_them(workdir: Path) -> None:
     with pytest.raises(ConfigError, match="max_prompt_tokens: goes with model"):
         Data(source=source, max_prompt_tokens=5)
     assert Data(source=source, model=model, max_prompt_tokens=5).texts().keys() == {"file", "model"}
+
+
+def test_data_refuses_a_model_of_another_vocabulary(workdir: Path) -> None:
+    tokenizer = word_tokenizer()
+    model = str(tiny_models.save(tiny_models.llama(len(tokenizer)), tokenizer, workdir / "model"))
+    strange = Source(sets(rl=(Prompt(id="strange", turns=(Turn("user", "wer kennt diese Worte " * 9),)),)))
+    with pytest.raises(DataError, match=r"model: .*model does not know \d+% of the tokens of these prompts, and 25%"):
+        run(Data(source=strange, model=model, max_prompt_tokens=99), {}, workdir / "out")
 
 
 @pytest.mark.parametrize(

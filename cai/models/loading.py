@@ -214,8 +214,8 @@ def render_dialogue(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], r
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of `text` as it stands: no beginning-of-text token is added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Ids of `text` as it stands: no beginning-of-text token is added. What is too long is the caller's to say."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def encode_dialogue(

@@ -1,8 +1,8 @@
 """Stage data: the prompts and demonstrations that every other stage reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from cai.errors import ConfigError, DataError
 from cai.models.digest import model_digest
@@ -10,6 +10,8 @@ from cai.records import write_json, write_records
 from cai.types import Demonstration, Prompt, PromptSets, Turn
 
 __all__ = ["Data", "DataSource", "check_sets"]
+
+MAX_UNKNOWN: Final = 0.25  # of the prompts' tokens; tokenizers of real models know every word, in pieces
 
 
 @runtime_checkable
@@ -55,11 +57,11 @@ class Data:
         """Write the source's sets, once they are known to be sound (`check_sets`)."""
         sets = self._source.load()
         check_sets(sets)
-        fits = self._fits()
+        lengths = self._lengths(sets)
         counts, too_long = {}, {}
         for name in ("red_team", "demonstrations", "comparisons", "rl", "evaluation"):
             records = getattr(sets, name)
-            kept = [r for r in records if fits(r.prompt if isinstance(r, Demonstration) else r)]
+            kept = [r for r in records if self._limit is None or lengths[_prompt(r).id] <= self._limit]
             if records and not kept:
                 raise DataError(f"{name}: all {len(records)} prompts are longer than max_prompt_tokens {self._limit}")
             write_records(output / f"{name}.jsonl", kept)
@@ -68,17 +70,33 @@ class Data:
         if sets.left_out:
             write_records(output / "left_out.jsonl", sets.left_out)
         left_out = sum(count for reason, count in sets.counts.items() if reason.startswith("left_out"))
-        more = {"too_long": sum(too_long.values()), "left_out": left_out}
-        return {f"num_{name}": float(count) for name, count in {**counts, **more}.items()}
+        lost = {"too_long": sum(too_long.values()), "left_out": left_out}
+        told = lost | counts if any(lost.values()) else counts | lost  # a run shows the first few
+        return {f"num_{name}": float(count) for name, count in told.items()}
 
-    def _fits(self) -> Callable[[Prompt], bool]:
-        """Whether a prompt is short enough."""
-        if self._model is None or self._limit is None:
-            return lambda prompt: True
+    def _lengths(self, sets: PromptSets) -> dict[str, int]:
+        """Tokens of every prompt by its id; nothing without a model. DataError where the model's vocabulary is not that
+        of the prompts, before hours go into answers about words that it cannot see.
+        """
+        if self._model is None:
+            return {}
         from cai.models.loading import encode_dialogue, load_tokenizer
 
-        tokenizer, limit = load_tokenizer(self._model), self._limit
-        return lambda prompt: len(encode_dialogue(tokenizer, prompt.turns)[0]) <= limit
+        tokenizer = load_tokenizer(self._model)
+        records = (*sets.red_team, *sets.demonstrations, *sets.comparisons, *sets.rl, *sets.evaluation)
+        ids = {prompt.id: encode_dialogue(tokenizer, prompt.turns)[0] for prompt in map(_prompt, records)}
+        num_tokens = sum(map(len, ids.values()))
+        unknown = sum(own.count(tokenizer.unk_token_id) for own in ids.values())
+        if unknown > MAX_UNKNOWN * num_tokens:
+            raise DataError(
+                f"model: {self._model} does not know {unknown / num_tokens:.0%} of the tokens of these prompts, and "
+                f"{MAX_UNKNOWN:.0%} is the most that is allowed; choose another (model=hf model.path=FOLDER-OR-HUB-ID)"
+            )
+        return {name: len(own) for name, own in ids.items()}
+
+
+def _prompt(record: Prompt | Demonstration) -> Prompt:
+    return record.prompt if isinstance(record, Demonstration) else record
 
 
 def check_sets(sets: PromptSets) -> None:
