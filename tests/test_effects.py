@@ -150,6 +150,16 @@ def test_a_job_that_failed_costs_a_setting_and_not_a_seed(tmp_path: Path) -> Non
     assert "On 2," in told and "constitution=hard rl.beta=0.2 against" in told
 
 
+def test_arms_without_a_seed_in_common_are_not_trained_again_by_each_other(tmp_path: Path) -> None:
+    """Two seeds each are four runs, and still two seeds: their intervals are about the models that were trained."""
+    folders = [*grid(tmp_path / "a", GRID[:1], seeds=(0, 1)), *grid(tmp_path / "b", GRID[2:3], seeds=(2, 3))]
+    report = gather(folders, num_draws=50)
+    assert report.seeds == [0, 1, 2, 3] and report.num_seeds == 2
+    assert report.limits[1].startswith("Two seeds. The intervals hold for the very models that were trained")
+    assert report.limits[2].startswith("No seed is in common, and fewer than three on a side, in some column at least")
+    assert "Student" not in render(report, dict.fromkeys(pictures(report), ""))
+
+
 def test_one_key_has_differences_and_no_main_effects(tmp_path: Path) -> None:
     policies = policies_of(read_runs(grid(tmp_path, GRID[:2])))
     assert main_effects(policies, measured(policies), Bootstrap(num_draws=200), ()) == []

@@ -11,6 +11,8 @@ from synthetic_runs import PRINCIPLES, make_runs
 from cai.records import read_json, read_records, read_rows
 from cai.report.layout import render
 from cai.report.page import as_json, pictures
+from cai.report.principles import adherence
+from cai.report.statistics import Bootstrap
 from cai.types import Judgment
 
 __all__ = ["runs"]  # a fixture
@@ -28,7 +30,7 @@ def test_what_each_principle_labelled_and_what_the_reward_model_learned(
     assert [(u["arm"], u["principle"]) for u in uses] == [("RLAIF", name) for name in PRINCIPLES], "in the file's order"
     (labels,) = (arm for arm in figures["labels"]["arms"] if arm["arm"] == "RLAIF")
     assert sum(u["num"] for u in uses) == labels["num_pairs"]
-    hits: dict[str, list[float]] = {}
+    hits: dict[str, dict[Path, list[float]]] = {name: {} for name in PRINCIPLES}
     for folder in (run for run in runs if run.name == "rlaif"):
         paths = {name: Path(stage["path"]) for name, stage in read_json(folder / "run.json")["stages"].items()}
         deltas = {row["prompt_id"]: row["delta"] for row in read_rows(paths["reward"] / "held_out.jsonl")}
@@ -37,9 +39,10 @@ def test_what_each_principle_labelled_and_what_the_reward_model_learned(
             delta = deltas.get(prompts[judgment.comparison_id])
             if judgment.pairs and delta is not None and abs(judgment.pairs[0].p - 0.5) >= 0.1:
                 right = (delta > 0) == (judgment.pairs[0].p > 0.5)
-                hits.setdefault(judgment.principle_ids[0], []).append(float(right))
+                hits[judgment.principle_ids[0]].setdefault(folder, []).append(float(right))
     for use in uses:
-        assert use["reward_right"]["value"] == pytest.approx(np.mean(hits[use["principle"]]))
+        by_seed = [np.mean(own) for own in hits[use["principle"]].values()]
+        assert use["reward_right"]["value"] == pytest.approx(np.mean(by_seed)) and len(by_seed) == 2
         assert 0 < use["decided"]["value"] < 1 and use["reward_margin"] is not None
 
 
@@ -54,6 +57,22 @@ def test_who_keeps_to_the_principles_after_training(figures: dict[str, Any], run
     assert gentle["worse"]["value"] == pytest.approx(np.mean([p >= 0.6 for p in ps]))
     assert gentle["net"]["value"] == pytest.approx(gentle["better"]["value"] - gentle["worse"]["value"])
     assert found["RLAIF", "RLHF", "short"]["net"]["value"] == pytest.approx(-gentle["net"]["value"])
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_a_policy_that_keeps_less_to_a_principle_is_below_zero(num_seeds: int) -> None:
+    """The net is a difference, from -1 to 1; and two wins of 55 judgments are nothing."""
+
+    def rows(num: int, won: int, lost: int) -> dict[int, list[dict[str, Any]]]:
+        ps = [0.9] * won + [0.1] * lost + [0.5] * (num - won - lost)
+        names = [{"prompt_id": f"{i}", "response_id": f"{i}/0", "principle": "gentle"} for i in range(num)]
+        return {seed: [{**name, "p_a": p} for name, p in zip(names, ps, strict=True)] for seed in range(num_seeds)}
+
+    bootstrap = Bootstrap(num_draws=500)
+    (worse,) = adherence(("RLAIF", "SL-CAI"), rows(200, 10, 100), bootstrap)
+    assert worse.net.value == pytest.approx(-0.45) and -0.7 < worse.net.low < -0.45 < worse.net.high < -0.2
+    (few,) = adherence(("RLAIF", "SL-CAI"), rows(55, 2, 0), bootstrap)
+    assert few.net.low < 0 < few.net.value < few.net.high
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import scipy.stats
 from statsmodels.stats import weightstats
 from studies import names
 
-from cai.report.resampling import mean_table
+from cai.report.resampling import Table, mean_table
 from cai.report.statistics import Bootstrap
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -34,6 +34,41 @@ def test_difference_pairs_by_the_seeds_in_common() -> None:
     assert difference is not None
     assert (difference.value, difference.low, difference.high) == pytest.approx((-1.0, -1.0, -1.0))
     assert list(difference.per_seed) == [1]
+
+
+def rates_of(seed: int, num: int, rate: float) -> Table:
+    events = round(num * rate)
+    return mean_table(seed, names(num, f"{seed}-"), [1.0] * events + [0.0] * (num - events), is_rate=True)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_a_seed_that_counts_more_does_not_stand_for_the_others(num_seeds: int) -> None:
+    """Simpson's paradox: no difference in any seed, and 34 points between the pooled counts of three."""
+    a = [rates_of(0, 40, 0.2), rates_of(1, 200, 0.8), rates_of(2, 200, 0.7)][:num_seeds]
+    b = [rates_of(0, 200, 0.2), rates_of(1, 40, 0.8), rates_of(2, 40, 0.7)][:num_seeds]
+    bootstrap = Bootstrap(num_draws=500)
+    found, one = bootstrap.difference(a, b), bootstrap.estimate(a)
+    assert found is not None and one is not None and found.p_value is not None
+    assert one.value == pytest.approx(np.mean([0.2, 0.8, 0.7][:num_seeds]))
+    assert found.value == pytest.approx(0) and not found.excludes_zero and found.p_value > 0.5
+
+
+def test_arms_that_count_different_prompts_are_not_exchanged() -> None:
+    """What only one of them counted, as reasons of refusals: exchanged, it would move the counts, and reject in 20 % of
+    studies where there is nothing to find.
+    """
+    rng, bootstrap, rejected = np.random.default_rng(0), Bootstrap(num_draws=400), 0
+    for _ in range(100):
+        tables = []
+        for num in (100, 15):
+            values = np.full(200, np.nan)
+            values[rng.choice(200, num, replace=False)] = rng.random(num) < 0.3
+            tables.append([mean_table(0, names(200), values, is_rate=True)])
+        found = bootstrap.difference(*tables)
+        assert found is not None and found.p_value is not None
+        assert found.excludes_zero or found.p_value > 0.04
+        rejected += found.p_value < 0.05
+    assert rejected <= 12  # 5 expected, sd 2.2
 
 
 def test_difference_of_two_rates_without_events_is_not_certain() -> None:

@@ -131,11 +131,16 @@ class Estimator:
 
     def mean(self, rows: Mapping[int, Sequence[tuple[str, float]]]) -> Estimate | None:
         """Of (prompt, value) rows: rates, probabilities and distances of them, all within 0 and 1."""
-        tables = [
-            mean_table(seed, [p for p, _ in pairs], [v for _, v in pairs], bounds=(0.0, 1.0))
-            for seed, pairs in rows.items()
-        ]
-        return self.bootstrap.estimate(self._within(tables))
+        return self.bootstrap.estimate(self.tables(rows))
+
+    def tables(self, rows: Mapping[int, Sequence[tuple[str, float]]]) -> list[Table]:
+        """Of (prompt, value) rows as in `mean`."""
+        return self._within(
+            [
+                mean_table(seed, [p for p, _ in pairs], [v for _, v in pairs], bounds=(0.0, 1.0))
+                for seed, pairs in rows.items()
+            ]
+        )
 
     def agreement(
         self, first: str, second: str, rows: Mapping[int, Sequence[tuple[str, bool, bool]]]

@@ -6,7 +6,7 @@ from typing import Any
 from cai.report.effects import Effect
 from cai.report.labels import Labels
 from cai.report.measures import Measures
-from cai.report.runs import MANY, Policy, Run
+from cai.report.runs import MANY, Policy, Run, num_seeds
 from cai.report.statistics import SEEDS
 from cai.report.wins import WinRate
 from cai.report.words import joined
@@ -18,8 +18,8 @@ def limits(
     runs: Sequence[Run], measures: Measures, labels: Labels | None, rates: Sequence[WinRate], effects: Sequence[Effect]
 ) -> list[str]:
     """Sentences that follow from how these runs were made."""
-    seeds = sorted({run.seed for run in runs})
-    found = [_seeds(len(seeds)), *_fewer_seeds(len(seeds), measures, effects)]
+    num = num_seeds(runs)
+    found = [_seeds(num), *_fewer_seeds(num, measures, effects)]
     if len(measures.differences) > 1:
         labels_of = {c.name: c.label for c in measures.columns}
         declared = joined([labels_of[name].lower() for name in measures.declared])
@@ -57,7 +57,7 @@ def limits(
         found.append(f"{others} was labelled by simulated people, who value columns of the scorer; not by people.")
     found.append(
         "Intervals are about other prompts of the same source"
-        + (" and other seeds" if len(seeds) >= SEEDS else "")
+        + (" and other seeds" if num >= SEEDS else "")
         + ". They say nothing about other sources of prompts, larger models or other languages."
     )
     return found
@@ -77,18 +77,20 @@ def _seeds(num: int) -> str:
 
 
 def _fewer_seeds(num: int, measures: Measures, effects: Sequence[Effect]) -> Iterator[str]:
-    """Which comparisons rest on fewer seeds than there are, by how many; without seeds in common, all are."""
+    """Which comparisons rest on fewer seeds than there are, by how many; or, without seeds in common, on no others."""
     behind: dict[int, dict[str, None]] = {}
     for name, estimate in (
         *((f"{d.first} against {d.second}", d.estimate) for d in measures.differences),
         *((f"{e.key} {e.level} against {e.reference}", own) for e in effects for own in e.columns.values()),
     ):
-        if 0 < len(estimate.per_seed) < num:
+        if 0 < len(estimate.per_seed) < num or (not estimate.per_seed and estimate.method == "bootstrap"):
             behind.setdefault(len(estimate.per_seed), {})[name] = None
     for fewer, names in sorted(behind.items()):
         which = joined(list(names)) if len(names) <= MANY else f"{len(names)} comparisons"
         few = ": their intervals are about the very models that were trained" if fewer < SEEDS <= num else ""
-        yield f"Not all {num} seeds are behind every comparison. On {fewer}, in some column at least: {which}{few}."
+        none = "No seed is in common, and fewer than three on a side"
+        some = f"Not all {num} seeds are behind every comparison. On {fewer}"
+        yield f"{some if fewer else none}, in some column at least: {which}{few}."
 
 
 def _same_judge(run: Run) -> bool:

@@ -18,7 +18,7 @@ from cai.report.plots import Curve, Point
 from cai.report.principles import Principles, read_principles
 from cai.report.ratings import Ratings, ratings
 from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
-from cai.report.runs import MANY, Policy, Run, leads_to, policies_of, read_runs
+from cai.report.runs import MANY, Policy, Run, leads_to, num_seeds, policies_of, read_runs
 from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
 from cai.report.sets import SetResult, set_results
 from cai.report.statistics import Bootstrap
@@ -82,6 +82,11 @@ class Report:
     def seeds(self) -> list[int]:
         """The seeds of all runs."""
         return sorted({run.seed for run in self.runs})
+
+    @property
+    def num_seeds(self) -> int:
+        """The most that one arm has."""
+        return num_seeds(self.runs)
 
 
 def write(report: Report, output: Path) -> Path:

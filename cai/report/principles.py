@@ -4,7 +4,7 @@ A principle decides a pair when its probability, both orders averaged, is at lea
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
@@ -18,7 +18,7 @@ from cai.report.runs import Policy, Run, by_arm
 from cai.report.statistics import Bootstrap, Estimate
 from cai.report.wins import judged_pair
 
-__all__ = ["Adherence", "Concord", "PairAgreement", "PrincipleUse", "Principles", "read_principles"]
+__all__ = ["Adherence", "Concord", "PairAgreement", "PrincipleUse", "Principles", "adherence", "read_principles"]
 
 _FEWEST: Final = 10  # pairs that two principles both decide, below which their agreement is not shown
 
@@ -107,7 +107,7 @@ def read_principles(
     place = {name: number for number, name in enumerate(axes)}
     arms, compared = by_arm(runs), _compared(runs, policies)
     uses = [use for arm, own in judged.items() for use in _uses(arm, own, arms[arm], bootstrap)]
-    kept = [a for pair, rows in compared.items() for a in _adherence(pair, rows, bootstrap)]
+    kept = [a for pair, rows in compared.items() for a in adherence(pair, rows, bootstrap)]
 
     def order(found: PrincipleUse | Adherence) -> tuple[int, str]:
         return place.get(found.principle, len(place)), found.principle
@@ -175,9 +175,12 @@ def _turned(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "p_a": 1 - row["p_a"]}
 
 
-def _adherence(
+def adherence(
     pair: tuple[str, str], by_seed: Mapping[int, list[dict[str, Any]]], bootstrap: Bootstrap
 ) -> Iterator[Adherence]:
+    """What each principle says of two policies, from the rows of principles.jsonl by seed; `net` is a difference within
+    prompts.
+    """
     prompts = {seed: {row["prompt_id"] for row in rows} for seed, rows in by_seed.items()}
     estimator = Estimator(bootstrap, prompts)
     names = dict.fromkeys(row["principle"] for rows in by_seed.values() for row in rows)
@@ -186,13 +189,13 @@ def _adherence(
             seed: [(row["prompt_id"], _side(row["p_a"])) for row in rows if row["principle"] == name]
             for seed, rows in by_seed.items()
         }
-
-        def share(of: Callable[[float], float], sides: Values = sides) -> Estimate | None:
-            return estimator.mean({seed: [(prompt, of(side)) for prompt, side in own] for seed, own in sides.items()})
-
-        better, worse, net = share(lambda side: side > 0), share(lambda side: side < 0), share(float)
+        won, lost = (
+            estimator.tables({s: [(prompt, float(side == wanted)) for prompt, side in own] for s, own in sides.items()})
+            for wanted in (1, -1)
+        )
+        better, worse, net = bootstrap.estimate(won), bootstrap.estimate(lost), bootstrap.difference(won, lost)
         if better and worse and net:
-            yield Adherence(*pair, name, net.num, better, worse, net)
+            yield Adherence(*pair, name, better.num, better, worse, net)
 
 
 def _side(p: float) -> int:

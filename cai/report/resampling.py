@@ -13,7 +13,18 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["UNBOUNDED", "Floats", "Resampler", "Statistic", "Table", "mean_of", "mean_table", "ratio", "table_of"]
+__all__ = [
+    "UNBOUNDED",
+    "Floats",
+    "Resampler",
+    "Statistic",
+    "Table",
+    "mean_of",
+    "mean_table",
+    "ratio",
+    "same_counts",
+    "table_of",
+]
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -54,6 +65,12 @@ class Table:
     def counted(self) -> Iterable[str]:
         """The prompts on which something was counted."""
         return compress(self.prompts, np.abs(self.sums).sum(axis=1).tolist())
+
+
+def same_counts(a: Table, b: Table) -> bool:
+    """Whether both counted as much on every prompt; what was counted is the last column, as it is for `mean_of`."""
+    a, b = a.within(b.prompts), b.within(a.prompts)
+    return bool(np.array_equal(a.sums[:, -1], b.sums[:, -1]))
 
 
 # --- tables, and the mean ---------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ __all__ = [
     "Stages",
     "by_arm",
     "leads_to",
+    "num_seeds",
     "pairs_of_arms",
     "policies_of",
     "read_runs",
@@ -247,6 +248,11 @@ def policies_of(runs: Sequence[Run], stage: str = "evaluate") -> list[Policy]:
         for arm, own in by_arm(runs).items()
         if (stages := stages_of(own, f"{stage}_policy"))
     ]
+
+
+def num_seeds(runs: Sequence[Run]) -> int:
+    """The most that one arm has: arms that share no seed are not trained again by each other's."""
+    return max(len({run.seed for run in own}) for own in by_arm(runs).values())
 
 
 def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:

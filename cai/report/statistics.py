@@ -3,6 +3,9 @@
 Responses to one prompt are correlated, so the unit that is drawn again is the prompt, with all its responses.
 Everything measured on the same prompts is resampled together: that makes a difference between two arms a paired one.
 
+The figure of several seeds is the mean of their own figures, however many values each has: seeds are the observations,
+and pooling what they counted would let a seed that counts much stand for the others (Simpson's paradox).
+
 With one or two seeds, intervals are percentiles of that bootstrap: they are about the very models that were trained.
 With more, what counts is how much the seeds differ, and three seeds are three observations: Student's t with as many
 degrees of freedom as there are seeds less one. The bootstrap that draws seeds, then prompts, is not used for intervals:
@@ -17,7 +20,7 @@ from typing import Final
 import numpy as np
 from scipy.special import chdtri, stdtr, stdtrit
 
-from cai.report.resampling import Floats, Resampler, Statistic, Table, mean_of
+from cai.report.resampling import Floats, Resampler, Statistic, Table, mean_of, same_counts
 
 __all__ = ["SEEDS", "Bootstrap", "Estimate", "holm", "wilson"]
 
@@ -80,10 +83,12 @@ class Bootstrap:
     def __init__(self, *, num_draws: int = 10_000, seed: int = 0, level: float = 0.95) -> None:
         self._level = level
         self._resampler = Resampler(num_draws, seed)
-        self._memory: dict[tuple[object, ...], tuple[Sequence[Table], Floats]] = {}
+        self._memory: dict[tuple[Statistic, int], tuple[Table, Floats]] = {}
 
     def estimate(self, tables: Sequence[Table], statistic: Statistic = mean_of) -> Estimate | None:
-        """The statistic over all tables pooled, with its interval; None where nothing counts."""
+        """The mean of the tables' statistics, with its interval; None where nothing counts, or too little for one: what
+        is counted on a single prompt of one seed or two, unless it is a rate.
+        """
         tables = _counting(tables, statistic)
         if not tables:
             return None
@@ -105,7 +110,7 @@ class Bootstrap:
                 return self._wilson(result, spread, "seeds")
         if len(tables) >= SEEDS:
             return _within(self._student(result, spread), _bounds(tables))
-        return self._percentiles(result, self._draws(tables, statistic))
+        return self._percentiles(result, self._draws(tables, statistic)) if result.num_prompts > 1 else None
 
     def difference(
         self, a: Sequence[Table], b: Sequence[Table], statistic: Statistic = mean_of, *, margin: float | None = None
@@ -113,18 +118,21 @@ class Bootstrap:
         """Statistic of `a` minus statistic of `b`: paired by seed (where they have seeds in common) and by prompt.
 
         The p-value is that of `contrast`, or, with one or two seeds, of the permutation test that exchanges what `a`
-        and `b` got on a prompt (exact, also where events are few).
+        and `b` got on a prompt (exact, also where events are few). It needs both to have counted the same: exchanging
+        what one of them alone has would move the counts, too.
         """
         parts, _ = _paired([(1.0, a), (-1.0, b)], statistic)
         result = self.contrast(parts, statistic, margin=margin)
         first, second = (tables for _, tables in parts)
         if result is None or len(first) != len(second) or len(first) >= SEEDS:
             return result
-        swapped = [self._resampler.swapped(x, y) for x, y in zip(first, second, strict=True)]
-        num = min(len(sums) for sums, _ in swapped)  # of many prompts there are fewer draws
-        one, other = (statistic(np.sum([own[:num] for own in sums], axis=0)) for sums in zip(*swapped, strict=True))
-        beyond = int((np.abs(one - other) >= abs(result.value) - 1e-12).sum())
-        return replace(result, p_value=(beyond + 1) / (len(one) + 1))
+        pairs = list(zip(first, second, strict=True))
+        if not all(same_counts(one, other) for one, other in pairs):
+            return result
+        swapped = [self._resampler.swapped(x, y) for x, y in pairs]
+        draws = _weighted([(1 / len(pairs), statistic(one) - statistic(other)) for one, other in swapped])
+        beyond = int((np.abs(draws) >= abs(result.value) - 1e-12).sum())
+        return replace(result, p_value=(beyond + 1) / (len(draws) + 1))
 
     def contrast(
         self, parts: Sequence[Part], statistic: Statistic = mean_of, *, null: float = 0.0, margin: float | None = None
@@ -167,12 +175,13 @@ class Bootstrap:
         return statistic(self._resampler.sums_over_seeds(_counting(tables, statistic)))
 
     def _draws(self, tables: Sequence[Table], statistic: Statistic) -> Floats:
-        """(D,) the statistic of each resample of the prompts, seeds as they are."""
-        key = (statistic, *map(id, tables))  # tables are kept with their draws, so that an id stays theirs
+        """(D,) the mean of the tables' statistics in each resample of the prompts, seeds as they are."""
+        return _weighted([(1 / len(tables), self._draws_of(table, statistic)) for table in tables])
+
+    def _draws_of(self, table: Table, statistic: Statistic) -> Floats:
+        key = (statistic, id(table))  # a table is kept with its draws, so that the id stays its own
         if key not in self._memory:
-            sums = [self._resampler.sums(table) for table in tables]
-            num = min(map(len, sums))
-            self._memory[key] = tables, statistic(np.asarray(sum(own[:num] for own in sums)))
+            self._memory[key] = table, statistic(self._resampler.sums(table))
         return self._memory[key][1]
 
     # --- how sure a figure is -----------------------------------------------------------------------------------------
@@ -187,13 +196,13 @@ class Bootstrap:
             return _Spread(sum(variances), sum(variances) ** 2 / weighed if weighed else math.inf)
         by_seed = [[(w, next(t for t in tables if t.seed == seed)) for w, tables in parts] for seed in seeds]
         points = [sum(w * _point([t], statistic) for w, t in own) for own in by_seed]
-        draws = [_weighted([(w, self._draws([t], statistic)) for w, t in own]) for own in by_seed]
+        draws = [_weighted([(w, self._draws_of(t, statistic)) for w, t in own]) for own in by_seed]
         return _spread_over(points, draws, _share_prompts(parts[0][1]))
 
     def _spread(self, tables: Sequence[Table], statistic: Statistic) -> _Spread:
         if len(tables) < SEEDS:
             return _Spread(float(np.nanvar(self._draws(tables, statistic))), math.inf)
-        points, draws = zip(*((_point([t], statistic), self._draws([t], statistic)) for t in tables), strict=True)
+        points, draws = zip(*((_point([t], statistic), self._draws_of(t, statistic)) for t in tables), strict=True)
         return _spread_over(points, draws, _share_prompts(tables))
 
     # --- intervals ----------------------------------------------------------------------------------------------------
@@ -305,7 +314,7 @@ def _weighted(parts: Sequence[tuple[float, Floats]]) -> Floats:
 
 
 def _point(tables: Sequence[Table], statistic: Statistic) -> float:
-    return float(statistic(np.sum([t.sums.sum(axis=0) for t in tables], axis=0)[None, :])[0])
+    return float(np.mean([statistic(t.sums.sum(axis=0)[None, :])[0] for t in tables]))
 
 
 def _counting(tables: Sequence[Table], statistic: Statistic) -> list[Table]:
