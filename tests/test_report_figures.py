@@ -29,9 +29,12 @@ def test_figures_are_the_means_of_the_scores(figures: dict[str, Any], runs: list
         assert found[column]["num"] == len(values)
     assert found["kl"]["value"] == pytest.approx(sum(r["logp"] - r["logp_reference"] for r in rows) / len(rows))
     assert found["length"]["value"] == pytest.approx(sum(r["num_tokens"] for r in rows) / len(rows))
-    refused = [r for r in rows if r["refusal"] or (r["evasive"] and r["refusal"] is not None)]
-    evasive = sum(r["evasive"] for r in refused) / len(refused)
-    assert found["evasive_share"]["value"] == pytest.approx(evasive)
+    shares = []  # of what is refused, which differs in number: each seed counts as much as the others
+    for folder in by_folder["rlaif"]:
+        own = scores(folder, "evaluate_policy")
+        refused = [r for r in own if r["refusal"] or (r["evasive"] and r["refusal"] is not None)]
+        shares.append(sum(r["evasive"] for r in refused) / len(refused))
+    assert found["evasive_share"]["value"] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_policies_are_base_sl_cai_and_one_per_arm(figures: dict[str, Any]) -> None:

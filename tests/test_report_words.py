@@ -67,7 +67,7 @@ def test_findings_say_what_happened(figures: dict[str, Any]) -> None:
     harm = r"Base is at \d+ % \[\d+, \d+\]\. SL-CAI lowers it to .* RLHF lowers it to .* and RLAIF to "
     assert re.match(harm, found["Harmful compliance"])
     assert "ties count half" in found["Against SL-CAI"]
-    assert "so that even the truth would match about" in found["Labels and reward models"]
+    assert re.search("so that even the truth would match .* of their labels at most", found["Labels and reward models"])
 
 
 def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) -> None:

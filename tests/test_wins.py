@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import evalica
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from reports import quick
+from synthetic_runs import make_runs
 
+from cai.records import read_json, read_rows, write_rows
 from cai.report.ratings import ratings
 from cai.report.runs import Policy
 from cai.report.statistics import Bootstrap
@@ -39,6 +43,17 @@ def by_chance(rng: np.random.Generator, scores: Mapping[str, float], num: int) -
             p = 1 / (1 + math.exp(scores[a] - scores[b]))
             found.append(match(b, a, (rng.random(num) < p).astype(float)))
     return found
+
+
+def test_orders_cannot_disagree_on_responses_that_are_alike(tmp_path: Path) -> None:
+    (folder, *_) = make_runs(tmp_path, seeds=(0,), num_prompts=8, num_comparisons=8)
+    path = Path(read_json(folder / "run.json")["stages"]["win_rate"]["path"]) / "wins.jsonl"
+    rows = read_rows(path)
+    even = {"p_a": 0.5, "p_a_shown_first": 0.5, "p_a_shown_second": 0.5, "consistent": False, "winner": "tie"}
+    write_rows(path, [row | (even if i % 2 else {}) for i, row in enumerate(rows)])
+    (rate,) = (r for r in quick([folder]).win_rates if r.judge == "AI judge")
+    assert rate.estimate.num == len(rows) and rate.inconsistent is not None
+    assert rate.inconsistent.value == pytest.approx(np.mean([not row["consistent"] for row in rows[::2]]))
 
 
 # --- parity -----------------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def calibration_error_of(sums: Floats) -> Floats:
 
 def human_ceiling(agreement: float) -> float | None:
     """How often one person's label equals the truth, if two people agree at the rate `agreement` and err alike and
-    independently: agreement = q^2 + (1 - q)^2, so q = (1 + sqrt(2 agreement - 1)) / 2. None below 1/2.
+    independently: agreement = q^2 + (1 - q)^2, so q = (1 + sqrt(2 agreement - 1)) / 2. None below 1/2. Where some pairs
+    are harder than others it is the most that this can be, since the root of a mean is larger than the mean of roots.
     """
     return (1 + math.sqrt(2 * agreement - 1)) / 2 if agreement >= 0.5 else None
 

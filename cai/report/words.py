@@ -273,7 +273,7 @@ def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> lis
         if arm.people is not None and arm.ceiling is not None:
             parts.append(
                 f"Two people of {arm.arm} agree on {with_interval(arm.people.raw, '%')}, so that even the truth would "
-                f"match about {figure(arm.ceiling, '%', 0)} of their labels."
+                f"match {figure(arm.ceiling, '%', 0)} of their labels at most."
             )
     if rewards:
         right = [f"{with_interval(m.accuracy, '%')} of the labels of {m.arm}" for m in rewards]

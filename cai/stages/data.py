@@ -83,8 +83,8 @@ class Data:
         from cai.models.loading import encode_dialogue, load_tokenizer
 
         tokenizer = load_tokenizer(self._model)
-        records = (*sets.red_team, *sets.demonstrations, *sets.comparisons, *sets.rl, *sets.evaluation)
-        ids = {prompt.id: encode_dialogue(tokenizer, prompt.turns)[0] for prompt in map(_prompt, records)}
+        prompts = [*sets.red_team, *map(_prompt, sets.demonstrations), *sets.comparisons, *sets.rl, *sets.evaluation]
+        ids = {prompt.id: encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts}
         num_tokens = sum(map(len, ids.values()))
         unknown = sum(own.count(tokenizer.unk_token_id) for own in ids.values())
         if unknown > MAX_UNKNOWN * num_tokens:
