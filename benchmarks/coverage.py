@@ -135,6 +135,23 @@ def difference_study(num_seeds: int, between: float, *, paired: bool = True) -> 
     return study
 
 
+def counted_study(num_seeds: int) -> Study:
+    """The difference of two arms that have the same rate in a seed and count it on other prompts, many or few."""
+    counted = ((120, 60, 30), (30, 60, 120))
+
+    def study(rng: np.random.Generator, bootstrap: Bootstrap) -> tuple[Estimate | None, float]:
+        arms: list[list[Table]] = [[], []]
+        for seed in range(num_seeds):
+            rate = beta(rng, 0.5, 0.2)
+            for arm, numbers in zip(arms, counted, strict=True):
+                values = np.full(PROMPTS, NAN)
+                values[rng.choice(PROMPTS, numbers[seed], replace=False)] = rng.random(numbers[seed]) < rate
+                arm.append(mean_table(seed, prompts(seed, samples=1), values, is_rate=True))
+        return bootstrap.difference(*arms), 0.0
+
+    return study
+
+
 def effect_study(between: float) -> Study:
     """A main effect: the mean of two arms less the mean of two others, three seeds."""
 
@@ -219,6 +236,8 @@ STUDIES: dict[str, Study] = {
     "difference, 1 seed": difference_study(1, 0.0),
     "difference, 3 seeds, sd 0.1": difference_study(3, 0.1),
     "difference, 3 seeds against 3 others": difference_study(3, 0.1, paired=False),
+    "difference, 1 seed, other prompts counted": counted_study(1),
+    "difference, 3 seeds, other prompts counted": counted_study(3),
     "main effect, 2 x 2 arms, 3 seeds": effect_study(0.1),
     "win rate with ties, 1 seed": win_study(0.5),
     "win rate with ties, 3 seeds": win_study(0.5, num_seeds=3, between=0.3),
