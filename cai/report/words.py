@@ -209,7 +209,10 @@ def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate]) -> str
         swapped = [r.inconsistent.value for r in rates if r.judge == judge and r.second in early and r.inconsistent]
         if swapped and max(swapped) > _OFTEN:
             worst = figure(max(swapped), "%")
-            sentences.append(f"Asked in the other order, it says the opposite on up to {worst} of pairs.")
+            sentences.append(
+                f"Asked in the other order, it says the opposite on up to {worst} of pairs: there it goes by the "
+                "position, which averaging both orders takes out."
+            )
     return " ".join(sentences)
 
 
