@@ -1,10 +1,12 @@
 """What a sweep of 2 x 2 x 3 jobs costs beside twelve runs that share nothing; and that two workers give the same bytes.
 
-    python benchmarks/sweep_sharing.py [--output benchmarks/results/sweep_sharing.json] [overrides ...]
+    python benchmarks/sweep_sharing.py [--second rl.beta=0.05,0.2] [--output FILE.json] [overrides ...]
 
-Two constitutions, two labelers, three seeds, at a tenth of the demo's sizes so that it takes minutes. The sweep's jobs
-share a store: the stages before the labels are made once for both labelers. Cost is processor time (one thread each),
-which a busy machine does not change; what the same stages cost without sharing is also added up from their own times.
+Two constitutions, two labelers (or two values of another key), three seeds, at a tenth of the demo's sizes, updates of
+PPO included, so that it takes minutes. The sweep's jobs share a store: what comes before the second key is made once.
+The later that is, the more is shared: two labelers share all up to the responses, two settings of RL the labels and the
+reward model too. Cost is processor time (one thread each), which a busy machine hardly changes; what the same stages
+cost without sharing is also added up from their own times.
 """
 
 import argparse
@@ -25,23 +27,14 @@ from cai.records import read_json, write_json
 
 SIZES = {"red_team": 120, "demonstrations": 120, "comparisons": 500, "rl": 300, "evaluation": 40}
 SMALL = [*(f"data.source.num_{name}={size}" for name, size in SIZES.items()), "rl.num_updates=3", "num_threads=1"]
-KEYS = {"constitution": ("sandbox", "sandbox_four"), "labeler": ("ai", "simulated"), "seed": ("0", "1", "2")}
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
 def timed(overrides: Sequence[str], work: Path, *flags: str) -> dict[str, float]:
     """Run `cai run` with out and store in `work`; wall and processor seconds, those of its workers included."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "cai",
-        "run",
-        *flags,
-        *overrides,
-        f"out={work / 'runs'}",
-        f"store={work / 'store'}",
-    ]
+    folders = [f"out={work / 'runs'}", f"store={work / 'store'}"]
+    command = [sys.executable, "-m", "cai", "run", *flags, *overrides, *folders]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}\nended with exit code {done.returncode}")
@@ -62,25 +55,27 @@ def main() -> None:
     """Sweep by one process, sweep by two, twelve runs; print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/sweep_sharing"), help="scratch folder, emptied first")
+    parser.add_argument("--second", default="labeler=ai,simulated", help="the second key and its values (%(default)s)")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     parser.add_argument("overrides", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
     work, small = args.work.absolute(), [*SMALL, *args.overrides]
     shutil.rmtree(work, ignore_errors=True)
-    swept = [f"{key}={','.join(values)}" for key, values in KEYS.items()]
+    swept = ["constitution=sandbox,sandbox_four", args.second, "seed=0,1,2"]
+    keys = {key: values.split(",") for key, _, values in (sweep.partition("=") for sweep in swept)}
 
     sweep = timed([*swept, *small], work / "one", "-m")
     two = timed([*swept, *small, *JOBLIB], work / "two", "-m")
     same = digests(work / "one") == digests(work / "two")
     separate = {"wall": 0.0, "processor": 0.0}
-    for number, values in enumerate(product(*KEYS.values())):
-        chosen = [f"{key}={value}" for key, value in zip(KEYS, values, strict=True)]
+    for number, values in enumerate(product(*keys.values())):
+        chosen = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         for name, seconds in timed([*chosen, *small], work / f"separate-{number}").items():
             separate[name] += seconds
         shutil.rmtree(work / f"separate-{number}")
     stages = stage_seconds(work / "one")
     figures: dict[str, Any] = {
-        "keys": KEYS, "sizes": SIZES, "sweep": sweep, "two_workers": two, "same_bytes": same, "separate": separate,
+        "keys": keys, "sizes": SIZES, "sweep": sweep, "two_workers": two, "same_bytes": same, "separate": separate,
         "share": sweep["processor"] / separate["processor"], "stage_seconds": stages,
         "share_of_stages": stages["shared"] / stages["separate"],
     }  # fmt: skip
