@@ -184,14 +184,15 @@ def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str], list[lis
     return folder, swept, [[str(override) for override in job] for job in product(*chosen)]
 
 
-def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str]], float | None]) -> None:
-    """Hydra's own multirun: `job` gets the overrides of each job, through whatever launcher is configured; what it
-    returns is for sweepers that search. All jobs are composed before the first one starts.
+def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str], int], float | None]) -> None:
+    """Hydra's own multirun: `job` gets the overrides and the number (from 0) of each job, through whatever launcher is
+    configured; what it returns is for sweepers that search. All jobs are composed before the first one starts.
     """
     _register()
 
     def task(_config: object) -> float | None:
-        return job(list(HydraConfig.get().overrides.task))
+        told = HydraConfig.get()
+        return job(list(told.overrides.task), int(told.job.num))
 
     run = hydra_main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")(task)
     arguments = ["cai", "--multirun", *overrides, f"hydra.sweep.dir={quoted(folder)}"]

@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "from_json",
     "read_json",
+    "read_object",
     "read_records",
     "read_rows",
     "seed_of",
@@ -81,6 +82,17 @@ def read_json(path: Path) -> Any:
         return json.loads(_read_bytes(path))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"{path}: not JSON: {error}") from None
+
+
+def read_object(path: Path, *needed: str) -> dict[str, Any]:
+    """The JSON object of a file, which has the keys `needed`."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: must be an object, got {shown(found)}")
+    for key in needed:
+        if key not in found:
+            raise DataError(f"{path}: key {key!r} is missing")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

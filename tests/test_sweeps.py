@@ -135,8 +135,8 @@ def objectives(project: Path, overrides: list[str]) -> list[object]:
     seen: list[object] = []
     real = config.sweep
 
-    def watched(overrides: Any, folder: Path, job: Callable[[list[str]], float | None]) -> None:
-        real(overrides, folder, lambda chosen: seen.append(job(chosen)))  # type: ignore[arg-type, return-value]
+    def watched(overrides: Any, folder: Path, job: Callable[[list[str], int], float | None]) -> None:
+        real(overrides, folder, lambda *chosen: seen.append(job(*chosen)))  # type: ignore[arg-type, return-value]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "sweep", watched)
@@ -310,5 +310,5 @@ def test_the_whole_recipe_in_two_processes_killed_once(tmp_path: Path) -> None:
 def test_states_are_json_that_others_can_read(project: Path) -> None:
     assert cli.main(["run", "-m", "seed=1,2"]) == 0
     (first, _) = jobs(project / "runs" / "sweep-run-seed=1,2").values()
-    assert first.keys() == {"state", "job", "overrides", "launch", "pid", "error", "objective"}
-    assert first["job"] == "seed=1" and json.dumps(first)
+    assert first.keys() == {"state", "job", "number", "overrides", "launch", "pid", "error", "objective"}
+    assert (first["job"], first["number"]) == ("seed=1", 0) and json.dumps(first)

@@ -41,9 +41,9 @@ def sweep(overrides: Sequence[str]) -> None:
     folder = place(folder, fingerprint([_plan_of_job(chosen) for chosen in jobs]))
     launch = uuid4().hex
 
-    def job(chosen: list[str]) -> float | None:
+    def job(chosen: list[str], number: int) -> float | None:
         own = varied(chosen)
-        return _job(chosen, folder / config.run_name(own), " ".join(own), launch)
+        return _job(chosen, folder / config.run_name(own), " ".join(own), number, launch)
 
     breaks = 0
     while True:
@@ -95,7 +95,7 @@ def _alone(folder: Path) -> None:
     it is this job's doing, and it is given up.
     """
     told = read_json(folder / STATE)
-    arguments = (told["overrides"], folder, told["job"], told["launch"])
+    arguments = (told["overrides"], folder, told["job"], told["number"], told["launch"])
     process = multiprocessing.get_context("spawn").Process(target=_job, args=arguments)
     process.start()
     process.join()
@@ -113,24 +113,24 @@ def _plan_of_job(overrides: Sequence[str]) -> str:
         return str(error)
 
 
-def _job(overrides: Sequence[str], folder: Path, name: str, launch: str) -> float | None:
+def _job(overrides: Sequence[str], folder: Path, name: str, number: int, launch: str) -> float | None:
     """Run one job, once whoever began it before (a process that outlived its sweep) has ended; note how it went.
 
     Returns the job's `objective`, if the settings name one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "job.lock", f"job {name}"):
-        return _locked_job(overrides, folder, name, launch)
+        return _locked_job(overrides, folder, name, number, launch)
 
 
-def _locked_job(overrides: Sequence[str], folder: Path, name: str, launch: str) -> float | None:
+def _locked_job(overrides: Sequence[str], folder: Path, name: str, number: int, launch: str) -> float | None:
     before = read_json(folder / STATE) if (folder / STATE).is_file() else {}
     if before.get("launch") == launch and before["state"] != "running":
         return before["objective"] and float(before["objective"])
 
     def note(state: str, **more: object) -> None:
-        told = {"state": state, "job": name, "overrides": list(overrides), "launch": launch, "pid": os.getpid()}
-        write_json(folder / STATE, told | {"error": "", "objective": None} | more)
+        told = {"state": state, "job": name, "number": number, "overrides": list(overrides), "launch": launch}
+        write_json(folder / STATE, told | {"pid": os.getpid(), "error": "", "objective": None} | more)
 
     note("running")
     print(f"--- job {name}", flush=True)

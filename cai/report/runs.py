@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import yaml
 
+from cai.codec import shown
 from cai.errors import DataError
-from cai.records import digest_file, read_json, read_records, read_rows
+from cai.records import digest_file, read_json, read_object, read_records, read_rows
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,12 +32,15 @@ __all__ = [
     "num_seeds",
     "pairs_of_arms",
     "policies_of",
+    "read_run",
     "read_runs",
+    "read_settings",
     "stages_of",
 ]
 
 R = TypeVar("R", bound="DataclassInstance")
 
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is some ten times faster
 _KNOWN_ARMS: Final = {"rlhf": "RLHF", "rlaif": "RLAIF"}
 # Overrides that tell where, or which repetition, but not what kind of run it is.
 _NEUTRAL: Final = {"seed", "out", "store", "name", "num_threads"}
@@ -113,19 +117,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not (folder / "run.json").is_file():
             raise DataError(f"{folder}: is no run folder (there is no run.json in it)")
-        settings = folder / "config.yaml"
-        config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        found.append((folder, read_json(folder / "run.json"), config))
+        found.append((folder, read_run(folder), read_settings(folder)))
     labels = _arm_labels([(folder, run) for folder, run, _ in found])
     runs = [
         Run(
             folder=folder,
             arm=label,
-            seed=_need(run, "seed", folder),
+            seed=_need(run, "seed", int, folder),
             command=shlex.join(run.get("command") or ()),
-            outputs={name: _output(name, entry, folder) for name, entry in _need(run, "stages", folder).items()},
+            outputs={name: _output(name, entry, folder) for name, entry in run["stages"].items()},
             versions=run.get("versions") or {},
-            config=config or {},
+            config=config,
             choices=_choices(run),
         )
         for (folder, run, config), label in zip(found, labels, strict=True)
@@ -133,14 +135,40 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [run for own in by_arm(runs).values() for run in sorted(own, key=lambda run: run.seed)]
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json of a run folder: an object with the steps that are done, by name, under `stages`."""
+    run = read_object(folder / "run.json", "stages")
+    for name, entry in _need(run, "stages", dict, folder).items():
+        if not isinstance(entry, dict):
+            raise DataError(f"{folder / 'run.json'}: key 'stages.{name}': must be an object, got {shown(entry)}")
+    return run
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run folder: the resolved settings; empty where there is no such file."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.load(path.read_bytes(), _LOADER)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise DataError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, dates that are none
+        raise DataError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict | None):
+        raise DataError(f"{path}: must hold the settings of a run, as key: value; got {shown(found)}")
+    return found or {}
+
+
 def _output(name: str, entry: dict[str, Any], folder: Path) -> Output:
-    path = folder / _need(entry, "path", folder)  # an absolute path stays what it is
+    path = folder / _need(entry, "path", str, folder, f"stages.{name}.")  # an absolute path stays what it is
     if not path.is_dir():
         raise DataError(f"{folder / 'run.json'}: stages.{name}.path: there is no folder {path}")
     return Output(
         stage=name,
         path=path,
-        fingerprint=_need(entry, "fingerprint", folder),
+        fingerprint=_need(entry, "fingerprint", str, folder, f"stages.{name}."),
         seconds=float(entry.get("seconds", 0.0)),
         cached=bool(entry.get("cached", False)),
         resumed=bool(entry.get("resumed", False)),
@@ -148,10 +176,14 @@ def _output(name: str, entry: dict[str, Any], folder: Path) -> Output:
     )
 
 
-def _need(run: dict[str, Any], key: str, folder: Path) -> Any:
-    if key not in run:
-        raise DataError(f"{folder / 'run.json'}: key {key!r} is missing")
-    return run[key]
+def _need(obj: dict[str, Any], key: str, kind: type, folder: Path, of: str = "") -> Any:
+    """The value of `key`, which is of this kind, in run.json or in the object `of` there."""
+    where, kinds = f"{folder / 'run.json'}: key {of + key!r}", {int: "a whole number", str: "text", dict: "an object"}
+    if key not in obj:
+        raise DataError(f"{where} is missing")
+    if not isinstance(obj[key], kind):
+        raise DataError(f"{where}: must be {kinds[kind]}, got {shown(obj[key])}")
+    return obj[key]
 
 
 def _arm_labels(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:

@@ -1,8 +1,9 @@
 """Labelers compared on the same comparisons: `write_study` makes labelers.html, and labelers.json with every figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -31,7 +32,7 @@ from cai.report.runs import Run, by_arm, read_runs
 from cai.report.statistics import Bootstrap, Estimate
 from cai.types import Comparison
 
-__all__ = ["LabelerStudy", "Spent", "Study", "gather_study", "write_study"]
+__all__ = ["LabelerStudy", "Spent", "Study", "gather_study", "lacks", "write_study"]
 
 _SEED: Final = 0  # of the bootstrap; stated on the page
 _THOUSAND: Final = 1000
@@ -80,7 +81,9 @@ class LabelerStudy:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Everything the page says. `between` has every two labelers; `alpha` is Krippendorff's over all of them."""
+    """Everything the page says. `between` has every two labelers; `alpha` is Krippendorff's over all of them;
+    `left_out` has the reason why a run is not here, by name.
+    """
 
     title: str
     notice: str
@@ -92,6 +95,7 @@ class Study:
     alpha: Estimate | None
     series: dict[str, int]
     runs: tuple[Run, ...]
+    left_out: dict[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -105,7 +109,7 @@ class Study:
         return next((a for a in self.between if {a.first, a.second} == {first, second}), None)
 
 
-def write_study(runs: Sequence[Path], output: Path) -> Path:
+def write_study(runs: Sequence[Path], output: Path, left_out: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Compare the labelers of finished runs; returns the path of labelers.html.
 
     `runs` are run folders with a stage `label`, one or more per labeler (seeds), all about the same comparisons.
@@ -113,7 +117,7 @@ def write_study(runs: Sequence[Path], output: Path) -> Path:
     """
     from cai.report.layout import GLYPHS, environment
 
-    study = gather_study(runs)
+    study = gather_study(runs, left_out=left_out)
     write_json(output / "labelers.json", _as_json(study))
     page = environment().get_template("study.html.jinja")
     pictures = {name: Markup(svg) for name, svg in _pictures(study).items()}
@@ -121,7 +125,15 @@ def write_study(runs: Sequence[Path], output: Path) -> Path:
     return output / "labelers.html"
 
 
-def gather_study(folders: Sequence[Path], *, num_draws: int = 10_000) -> Study:
+def lacks(stages: Collection[str]) -> str:
+    """Why a run with these stages has no place in a study; empty when it has."""
+    missing = next((stage for stage in ("sample", "label") if stage not in stages), None)
+    return f"has no stage {missing!r}; labelers are compared on what they labelled" if missing else ""
+
+
+def gather_study(
+    folders: Sequence[Path], *, left_out: Mapping[str, str] = MappingProxyType({}), num_draws: int = 10_000
+) -> Study:
     """Read runs and compute every figure of the study."""
     runs = read_runs(folders)
     _check(runs)
@@ -144,15 +156,15 @@ def gather_study(folders: Sequence[Path], *, num_draws: int = 10_000) -> Study:
         alpha=_alpha(judged, estimator) if len(names) > 1 else None,
         series={name: 2 + number % (len(plots.COLOURS) - 2) for number, name in enumerate(names)},
         runs=tuple(runs),
+        left_out=dict(left_out),
     )
 
 
 def _check(runs: Sequence[Run]) -> None:
     sampled: dict[int, Run] = {}
     for run in runs:
-        for stage in ("sample", "label"):
-            if stage not in run.outputs:
-                raise DataError(f"{run.folder}: has no stage {stage!r}; labelers are compared on what they labelled")
+        if why := lacks(run.outputs):
+            raise DataError(f"{run.folder}: {why}")
         first = sampled.setdefault(run.seed, run)
         if first.outputs["sample"].fingerprint != run.outputs["sample"].fingerprint:
             raise DataError(
@@ -277,4 +289,5 @@ def _as_json(study: Study) -> dict[str, Any]:
         "runs": [
             {"name": run.folder.name, "arm": run.arm, "seed": run.seed, "command": run.command} for run in study.runs
         ],
+        "left_out": study.left_out,
     }

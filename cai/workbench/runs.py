@@ -5,14 +5,14 @@ from typing import Any
 
 from cai import config
 from cai.errors import DataError
-from cai.records import read_json
+from cai.records import read_object
 
 __all__ = ["command", "outputs"]
 
 
 def command(run: Path) -> list[str]:
     """The overrides of a run, and of the arm that it is, without its constitution."""
-    told = _run_json(run)
+    told = _run_json(run, "command")
     _cai, _run, *items = told["command"]
     if told.get("arm"):
         items += config.compose(items).arms.get(told["arm"], ())  # none for an arm that the command itself added
@@ -21,14 +21,14 @@ def command(run: Path) -> list[str]:
 
 def outputs(run: Path) -> dict[str, Path]:
     """The folders of the steps up to the labels. DataError for a run that sampled no comparisons."""
-    stages = _run_json(run)["stages"]
+    stages = _run_json(run, "stages")["stages"]
     for name in ("data", "revise", "sample"):
         if name not in stages:
             raise DataError(f"{run / 'run.json'}: the run has no step {name!r}, whose output is needed")
     return {name: run / entry["path"] for name, entry in stages.items()}
 
 
-def _run_json(run: Path) -> Any:
+def _run_json(run: Path, needed: str) -> dict[str, Any]:
     if not (run / "run.json").is_file():
         raise DataError(f"{run}: is no run folder (there is no run.json in it)")
-    return read_json(run / "run.json")
+    return read_object(run / "run.json", needed)
