@@ -106,9 +106,19 @@ def parse_file(path: Path) -> Node:
         return _Reader(yaml.parse(text, Loader=_LOADER)).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlProblem(mark.line + 1 if mark else 1, f"not valid YAML: {error.problem or error.context}") from None
+        told = f"not valid YAML: {error.problem or error.context}{_hint(error)}"
+        raise YamlProblem(mark.line + 1 if mark else 1, told) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parser in Python trips over some escapes
         raise YamlProblem(1, f"not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _hint(error: yaml.MarkedYAMLError) -> str:
+    """What to look at, where the parser's words name what it wanted and not what is usually wrong."""
+    if "mapping values" in (error.problem or ""):
+        return "; check the indentation of that line, and put a text with a colon in it in quotes"
+    said = f"{error.context} {error.problem}"
+    is_block = any(words in said for words in ("parsing a block", "document start", "simple key"))
+    return "; check the indentation of that line" if is_block else ""
 
 
 class _Reader:

@@ -84,6 +84,7 @@ def test_everything_of_a_file_is_read_and_text_is_literal(tmp_path: Path) -> Non
         ("Be kind.", "!!python/object/apply:os.system [ls]", "5: tags (!) are not allowed"),
         ("Be kind.", "{{ x }}", "5: a key must be text"),
         ("Be kind.", '"Be', "16: not valid YAML: "),
+        ("    axis: polite", "  axis: polite", "4: not valid YAML: did not find expected '-' indicator; check the ind"),
         ("examples:", "---\nexamples:", "14: a second document starts here"),
         ("Be kind.", '"bell \\a"', "5: principles[0].statement: control character U+0007 is not allowed"),
         ("Be kind.", "bell \x07", "5: control character U+0007 is not allowed"),

@@ -236,8 +236,32 @@ def test_judges_of_win_rates_that_differ_are_told_of(tmp_path: Path) -> None:
     run["stages"]["win_rate"] = run["stages"]["evaluate_policy"]
     write_json(folders[1] / "run.json", run)
     runs = read_runs(folders)
+    assert unequal(runs, differing(runs), {}) == [], "one arm has win rates, the other has none to compare them with"
+    run = read_json(folders[0] / "run.json")
+    run["stages"]["win_rate"] = run["stages"]["evaluate_policy"]
+    write_json(folders[0] / "run.json", run)
+    runs = read_runs(folders)
     values = "win_rate.labeler.constitution.path is c0 in rl.beta=0.05 and c1 in rl.beta=0.2"
-    assert unequal(runs, differing(runs), {}) == [f"The win rates of the arms are not by one judge: {values}."]
+    (told,) = unequal(runs, differing(runs), {})
+    assert told.startswith(f"The judge of the win rates differs between arms: {values}. Each arm is judged by its own")
+    assert told.endswith("One judge for all: win_rate.labeler.constitution.path=c0.")
+    change(folders[0], win_rate={"labeler": {"_target_": "cai.labelers.simulated.SimulatedLabeler", "overlap": 0.5}})
+    runs = read_runs(folders)
+    (told,) = unequal(runs, differing(runs), {})
+    assert told.endswith("One judge for all: labeler@win_rate.labeler=ai."), "no key is common to them"
+
+
+def test_a_setting_of_the_labeler_is_listed_once(tmp_path: Path) -> None:
+    """label.labeler takes `labeler` over; what an arm sets there itself is another setting."""
+    folders = grid(tmp_path, GRID[:2], seeds=(0,))
+    for k, folder in enumerate(folders):
+        labeler = {"num_principles": k, "template": "judge"}
+        change(folder, labeler=labeler, label={"labeler": labeler | {"min_mass": k / 10}})
+    assert {one.key for one in differing(read_runs(folders))} == {
+        *("rl.beta", "labeler.num_principles", "label.labeler.min_mass")
+    }
+    change(folders[0], label={"labeler": {"num_principles": 7, "template": "judge"}})
+    assert "label.labeler.num_principles" in {one.key for one in differing(read_runs(folders))}
 
 
 def test_arms_measured_on_other_prompts_are_told_of(tmp_path: Path) -> None:

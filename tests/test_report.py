@@ -121,4 +121,6 @@ def test_browser_has_nothing_to_complain_about(page: str, runs: list[Path], sche
         assert paper == {"light": "rgb(252, 252, 250)", "dark": "rgb(21, 23, 27)"}[scheme]
         tab.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
         assert violations(tab) == []
+        tab.set_viewport_size({"width": 390, "height": 844})  # a phone
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         window.close()

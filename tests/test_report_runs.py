@@ -58,6 +58,26 @@ def test_columns_come_from_the_scorer(tmp_path: Path) -> None:
     assert {"pareto", "gold"} <= set(report.absent)
 
 
+def test_runs_of_labels_alone_are_called_what_they_are(tmp_path: Path) -> None:
+    leave_out = ("evaluate_base", "evaluate_sl_cai", *(name for name in TRAINED if name != "label"))
+    folders = make_runs(tmp_path, num_prompts=10, num_comparisons=10, leave_out=leave_out, seeds=(0, 1))
+    titles = [quick(own).title for own in (folders, folders[::2], folders[:1])]
+    assert titles == ["RLHF and RLAIF compared", "2 runs, step by step", "A run, step by step"]
+
+
+@pytest.mark.parametrize("number", ["Infinity", "1e999", "NaN"])
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
+    (folder, _) = make_runs(tmp_path, num_prompts=10, num_comparisons=10)
+    for stage in ("evaluate_policy", "revise"):
+        path = Path(read_json(folder / "run.json")["stages"][stage]["path"]) / "scores.jsonl"
+        before = path.read_text()
+        path.write_text(re.sub(r'"harmful_compliance": [\d.]+', f'"harmful_compliance": {number}', before, count=1))
+        said = r"object 1: key 'harmful_compliance': must be a finite number, or null where none applies; got "
+        with pytest.raises(DataError, match=f"{re.escape(str(path))}: {said}-?(Infinity|NaN)"):
+            quick([folder])
+        path.write_text(before)
+
+
 def test_run_without_evaluations(tmp_path: Path) -> None:
     leave_out = (*TRAINED, "evaluate_base", "evaluate_sl_cai", "sample")
     report = quick(make_runs(tmp_path, num_prompts=10, num_comparisons=10, leave_out=leave_out))

@@ -27,6 +27,9 @@ def test_plain(value: float, decimals: int, text: str) -> None:
 def test_numbers_with_intervals() -> None:
     assert shown(with_interval(estimate(0.713, 0.672, 0.752), "%")) == "71 % [67, 75]"
     assert shown(with_interval(estimate(0.013, 0.005, 0.024), "%")) == "1.3 % [0.5, 2.4]"
+    assert shown(with_interval(estimate(0.003, 0.0, 0.04), "%")) == "0.3 % [0.0, 4.0]", "not zero"
+    assert shown(with_interval(estimate(0.03, 0.004, 0.05), "%")) == "3.0 % [0.4, 5.0]"
+    assert shown(with_interval(estimate(0.0, 0.0, 0.04), "%")) == "0 % [0, 4]"
     assert shown(with_interval(estimate(1.474, 1.2, 1.75), "nats")) == "1.47 nats [1.20, 1.75]"
     assert shown(figure(12.04, "tokens")) == "12.0 tokens"
     assert shown(interval(estimate(-0.5, -1, 0), "")) == "[-1.00, 0.00]"
@@ -81,17 +84,29 @@ def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) 
 
 
 def test_limits_say_that_arms_have_different_judges(runs: list[Path], tmp_path: Path) -> None:
-    assert not any("differs between arms" in text for text in quick(runs).limits)
+    alike = quick(runs)
+    assert not any("differs between arms" in text for text in alike.limits)
+    assert dict(alike.findings)["Against SL-CAI"].startswith("By the AI judge, RLHF wins ")
     copied = []
     for run in runs:
         folder = tmp_path / run.parent.name / run.name
         shutil.copytree(run, folder)
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["win_rate"]["labeler"] |= {"constitution": {"path": f"of_{run.name}"}, "seed": config["seed"]}
+        judge = {"constitution": {"path": f"of_{run.name}"}, "seed": config["seed"], "engine": {"device": run.name}}
+        config["win_rate"]["labeler"] |= judge
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         copied.append(folder)
-    (told,) = [text for text in quick(copied).limits if "differs between arms" in text]
-    assert told.startswith("The judge of the win rates differs between arms, in constitution: each arm is judged by")
+    report = quick(copied)
+    told = [text for text in report.limits if "judge" in text and "is the model that labelled" not in text]
+    assert told == [
+        "The judge of the win rates differs between arms: win_rate.labeler.constitution.path is of_rlhf in RLHF and "
+        "of_rlaif in RLAIF. Each arm is judged by its own, and one arm against another by that of the arm listed "
+        "first: rates of different arms cannot be compared. One judge for all: "
+        "win_rate.labeler.constitution.path=of_rlhf."
+    ]
+    summary = dict(report.findings)["Against SL-CAI"]
+    assert summary.startswith("By the AI judge of each arm, not one and the same (see Limits), RLHF wins ")
+    assert "By the gold score, RLHF wins" in summary
 
 
 def test_limits_look_into_labelers_that_are_made_of_labelers(runs: list[Path], tmp_path: Path) -> None:

@@ -103,13 +103,13 @@ def test_tags_that_no_prompt_has_are_found(workdir: Path, capsys: pytest.Capture
     assert cli.main(["constitution", "lint", name, "--comparisons", "4", *SETTINGS]) == 0
     said = capsys.readouterr()
     out, err = " ".join(said.out.split()), said.err
-    assert "Tags: 1 findings unknown tag kind and safe applies_to, on no prompt" in out
+    assert "Tags: 1 finding unknown tag kind and safe applies_to, on no prompt" in out
     assert "on no prompt of the data: unknown tag 'redteam'; did you mean 'red_team'? Allowed: helpful, red_team" in out
     assert "labels: 12 questions to ask the judge, 0 known\n" in err
     assert [line.split()[0] for line in err.splitlines()].count("data") == 1, "a step is told of once"
     far = write(workdir, "far", "principles: [{id: a, axis: a, statement: a, applies_to: [red_tem]}]")
     assert cli.main(["constitution", "lint", far, "--comparisons", "4", *SETTINGS]) == 0
-    assert "far: 1 findings, on 0 pairs; 0 questions asked" in capsys.readouterr().out
+    assert "far: 1 finding, on 0 pairs; 0 questions asked" in capsys.readouterr().out
     bench_ = bench(
         write(workdir, "one", "principles: [{id: a, axis: a, statement: a, applies_to: [helpful]}]"), SETTINGS
     )

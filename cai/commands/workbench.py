@@ -146,7 +146,8 @@ def diff(old: str, new: str, run: str | None, overrides: Sequence[str]) -> int:
 
 def _show_revisions(found: "Diff") -> None:
     out = show.console()
-    show.heading(out, f"Revisions: {len(found.revisions):,} of {found.num_steps:,} steps come out otherwise")
+    come = "comes" if len(found.revisions) == 1 else "come"
+    show.heading(out, f"Revisions: {len(found.revisions):,} of {found.num_steps:,} steps {come} out otherwise")
     by_principle = Counter((c.before.principle_id, c.after.principle_id) for c in found.revisions)
     rows = [[a if a == b else f"{a}, now {b}", f"{count:,}"] for (a, b), count in by_principle.most_common()]
     if rows:
@@ -233,14 +234,15 @@ def lint(name: str, run: str | None, num: int, overrides: Sequence[str]) -> int:
     answers = linting.answers(own, pairs)
     about = linting.label_findings(answers)
     _show_findings("Labels", about)
+    found = show.counted(len(texts + tags + about), "finding")
     judged = len({answer.comparison.id for asked in answers.values() for answer in asked})
-    out.print(f"\n{own.constitution.name}: {len(texts + tags + about)} findings, on {judged:,} pairs; {_asked(own)}")
+    out.print(f"\n{own.constitution.name}: {found}, on {show.counted(judged, 'pair')}; {_asked(own)}")
     return 0
 
 
 def _show_findings(title: str, found: Sequence["Finding"]) -> None:
     out = show.console()
-    show.heading(out, f"{title}: {len(found)} findings")
+    show.heading(out, f"{title}: {show.counted(len(found), 'finding')}")
     for finding in found:
         show.item(out, finding.kind, (" and ".join(finding.principles), "cyan"), width=18)
         show.item(out, "", finding.evidence, width=18)
@@ -250,4 +252,5 @@ def _show_findings(title: str, found: Sequence["Finding"]) -> None:
 
 
 def _asked(bench: Bench) -> str:
-    return f"{bench.memory.num_asked:,} questions asked, {bench.memory.num_reused:,} answers known"
+    asked, known = show.counted(bench.memory.num_asked, "question"), show.counted(bench.memory.num_reused, "answer")
+    return f"{asked} asked, {known} known"

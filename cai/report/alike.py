@@ -9,13 +9,14 @@ from cai.records import digest_file
 from cai.report.runs import Run, by_arm
 from cai.report.words import joined
 
-__all__ = ["Differing", "differing", "unequal"]
+__all__ = ["Differing", "differing", "judges", "unequal"]
 
 # What repeats a run, says where it goes or how it is shown, and not what it computes.
 _NEUTRAL: Final = {"seed", "out", "store", "name", "num_threads", "notice", "arms", "metrics", "objective", "steps"}
 _ABSENT: Final = "absent"
 _SIZE: Final = re.compile(r"(data|sample|sft|reward|rl|evaluate)\.(.+\.)?(num_\w+|batch_size|max_new_tokens)")
 _JUDGE: Final = re.compile(r"win_rate\.labeler\.(?!engine\.).+")
+_AS_TYPED: Final = {"None": "null", "True": "true", "False": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,23 @@ class Differing:
 
 
 def differing(runs: Sequence[Run]) -> list[Differing]:
-    """Settings of the resolved configuration that differ between arms; seeds are no such setting."""
+    """Settings of the resolved configuration that differ between arms; seeds are no such setting. What the stage label
+    takes over from `labeler` is told under that key alone, by which the user sets it.
+    """
     arms = by_arm(runs)
     flat = {arm: dict(_leaves(own[0].config)) for arm, own in arms.items()}
     keys = dict.fromkeys(key for own in flat.values() for key in own)
     found = [Differing(key, {arm: own.get(key, _ABSENT) for arm, own in flat.items()}) for key in keys]
-    return [one for one in found if len(set(one.values.values())) > 1]
+    apart = [one for one in found if len(set(one.values.values())) > 1]
+    taken = {f"label.{one.key}": one.values for one in apart if one.key.startswith("labeler.")}
+    return [one for one in apart if taken.get(one.key) != one.values]
+
+
+def judges(runs: Sequence[Run], settings: Sequence[Differing]) -> list[Differing]:
+    """The settings by which the judge of win rates is not the same in all arms that have win rates."""
+    judged = {run.arm for run in runs if any(name.startswith("win_rate") for name in run.outputs)}
+    found = [Differing(s.key, {a: v for a, v in s.values.items() if a in judged}) for s in settings]
+    return [one for one in found if _JUDGE.fullmatch(one.key) and len(set(one.values.values())) > 1]
 
 
 def unequal(runs: Sequence[Run], settings: Sequence[Differing], left_out: Mapping[str, str]) -> list[str]:
@@ -43,7 +55,7 @@ def unequal(runs: Sequence[Run], settings: Sequence[Differing], left_out: Mappin
             continue
         values = joined([f"{value} in {arm}" for arm, value in one.values.items()])
         found.append(f"The arms are not of one size: {one.key} is {values}.")
-    found += _judges(runs, settings)
+    found += _own_judges(judges(runs, settings))
     found += _seeds(runs)
     found += _prompts(runs)
     versions = {(name, v) for run in runs for name, v in run.versions.items() if v}
@@ -62,14 +74,20 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, str(node)
 
 
-def _judges(runs: Sequence[Run], settings: Sequence[Differing]) -> Iterator[str]:
-    """A sentence for each setting by which the judge of win rates is not the same in every arm."""
-    if not any(name.startswith("win_rate") for run in runs for name in run.outputs):
+def _own_judges(differing: Sequence[Differing]) -> Iterator[str]:
+    """A sentence where judges of win rates differ: in what, what that forbids, and the way out."""
+    if not differing:
         return
-    for one in settings:
-        if _JUDGE.fullmatch(one.key):
-            values = joined([f"{value} in {arm}" for arm, value in one.values.items()])
-            yield f"The win rates of the arms are not by one judge: {one.key} is {values}."
+    told = [f"{s.key} is {joined([f'{value} in {arm}' for arm, value in s.values.items()])}" for s in differing]
+    firsts = [(one.key, next(iter(one.values.values()))) for one in differing]
+    remedy = " ".join(f"{key}={_AS_TYPED.get(value, value)}" for key, value in firsts)
+    if any(one.key.endswith(".labeler._target_") or _ABSENT in one.values.values() for one in differing):
+        remedy = "labeler@win_rate.labeler=ai"  # judges of different kinds, whose keys are not the same
+    yield (
+        f"The judge of the win rates differs between arms: {'; '.join(told)}. Each arm is judged by its own, and one "
+        "arm against another by that of the arm listed first: rates of different arms cannot be compared. One judge "
+        f"for all: {remedy}."
+    )
 
 
 def _seeds(runs: Sequence[Run]) -> list[str]:

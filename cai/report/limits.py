@@ -42,7 +42,6 @@ def limits(
             f"The AI judge of the win rates is the model that labelled for {joined(list(dict.fromkeys(own_judge)))}, "
             "which is an advantage for that arm: read the rates measured without it too."
         )
-    found += _different_judges(runs)
     simulated = [arm for arm, labeler in labelled.items() if "simulated" in labeler]
     has_gold = any(column.name == "gold" for column in measures.columns)
     golden = [run.arm for run in runs if has_gold and any(map(_values_gold, _labelers(run, "label")))]
@@ -100,20 +99,6 @@ def _same_judge(run: Run) -> bool:
     return judge is not None and any(
         all(label.get(key) == judge.get(key) for key in same) for label in _labelers(run, "label")
     )
-
-
-def _different_judges(runs: Sequence[Run]) -> Iterator[str]:
-    """Where the judge of the win rates is not the same in all arms, whatever the seed: in which settings."""
-    arms = {run.arm: next(_labelers(run, "win_rate"), {}) for run in runs if "win_rate" in run.outputs}
-    keys = dict.fromkeys(key for judge in arms.values() for key in judge if key != "seed")
-    differing = [key for key in keys if len({repr(judge.get(key)) for judge in arms.values()}) > 1]
-    if differing:
-        remedy = " One judge for all: win_rate.labeler.constitution.path=NAME." if "constitution" in differing else ""
-        yield (
-            f"The judge of the win rates differs between arms, in {joined(differing)}: each arm is judged by its own, "
-            "and one arm against another by that of the arm listed first. Rates of different arms cannot be compared."
-            f"{remedy}"
-        )
 
 
 def _values_gold(labeler: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cai.records import to_json, write_json, write_text
 from cai.report import plots
-from cai.report.alike import Differing, differing, unequal
+from cai.report.alike import Differing, differing, judges, unequal
 from cai.report.effects import Effect, FrontShare, factors_of, fronts, main_effects
 from cai.report.judged import judged_by_arm
 from cai.report.labels import Labels, read_labels
@@ -18,7 +18,7 @@ from cai.report.plots import Curve, Point
 from cai.report.principles import Principles, read_principles
 from cai.report.ratings import Ratings, ratings
 from cai.report.revisions import Revised, RevisionScores, revision_counts, revision_scores, revisions
-from cai.report.runs import MANY, Policy, Run, leads_to, num_seeds, policies_of, read_runs
+from cai.report.runs import MANY, Policy, Run, by_arm, leads_to, num_seeds, policies_of, read_runs
 from cai.report.samples import Card, UsedConstitution, constitutions, sample_sheet
 from cai.report.sets import SetResult, set_results
 from cai.report.statistics import Bootstrap
@@ -123,17 +123,18 @@ def gather(
     met = matches(runs, policies)
     rates = win_rates(met, bootstrap)
     judged = judged_by_arm(runs)
+    told = findings(policies, measures, rates, effects, one_judge=not judges(runs, settings))
     labels = read_labels(judged, bootstrap)
     rewards = reward_models(runs, bootstrap)
     proxies = over_optimisation(runs, series)
     used = constitutions(runs)
     known = [one.constitution for one in used if one.constitution]
     return Report(
-        title=_title(policies),
+        title=_title(policies, runs),
         notice=notice_of(runs),
         seed=_SEED,
         num_draws=num_draws,
-        findings=(*findings(policies, measures, rates, effects), *label_findings(labels, rewards)),
+        findings=(*told, *label_findings(labels, rewards)),
         runs=tuple(runs),
         policies=tuple(policies),
         series=series,
@@ -163,13 +164,15 @@ def gather(
     )
 
 
-def _title(policies: Sequence[Policy]) -> str:
-    arms = [p.name for p in policies if p.kind == "policy"]
+def _title(policies: Sequence[Policy], runs: Sequence[Run]) -> str:
+    trained = [p.name for p in policies if p.kind == "policy"]
+    arms = trained or list(by_arm(runs))
     if len(arms) > MANY:
-        return f"{len(arms)} arms compared over {joined(list(factors_of(policies)))}"
+        over = f" over {joined(list(factors_of(policies)))}" if trained else ""
+        return f"{len(arms)} arms compared{over}"
     if len(arms) > 1:
         return f"{joined(arms)} compared"
-    return f"{arms[0]}, step by step" if arms else "A run, step by step"
+    return f"{trained[0] if trained else 'A run' if len(runs) == 1 else f'{len(runs)} runs'}, step by step"
 
 
 def notice_of(runs: Sequence[Run]) -> str:

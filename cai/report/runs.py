@@ -4,6 +4,7 @@ A run folder has `run.json` (name, arm, seed, command, stages with fingerprint a
 Whatever a run did not do is absent here too: every reader of a file returns None when there is no such file.
 """
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -66,8 +67,14 @@ class Output:
         return read_json(self.path / name) if (self.path / name).is_file() else None
 
     def rows(self, name: str) -> list[dict[str, Any]] | None:
-        """A JSONL file of the folder, as plain objects."""
-        return read_rows(self.path / name) if (self.path / name).is_file() else None
+        """A JSONL file of the folder, as plain objects. DataError for a number in it that is not finite."""
+        rows = read_rows(self.path / name) if (self.path / name).is_file() else None
+        for number, row in enumerate(rows or (), start=1):
+            for key, value in row.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    where = f"{self.path / name}: object {number}: key {key!r}"
+                    raise DataError(f"{where}: must be a finite number, or null where none applies; got {shown(value)}")
+        return rows
 
     def records(self, name: str, cls: type[R]) -> list[R] | None:
         """A JSONL file of the folder, as records."""

@@ -68,17 +68,16 @@ def interval(estimate: Estimate, unit: str, decimals: int | None = None) -> str:
 
 
 def with_interval(estimate: Estimate, unit: str) -> str:
-    """`71 % [67, 75]`: a rate gets decimals only where its interval is narrower than 3 points."""
+    """`71 % [67, 75]`: a rate gets a decimal only where its interval is narrower than 3 points, or where the value or a
+    bound would be rounded to 0.
+    """
     places = _places(estimate, unit)
     return f"{figure(estimate.value, unit, places)} {interval(estimate, unit, places)}"
 
 
 def signed(estimate: Estimate, unit: str) -> str:
     """A difference with its interval: `+3 points [-1, +6]`; one decimal where a bound would be rounded to 0."""
-    places = _places(estimate, unit)
-    if unit == "%" and any(0 < abs(v) < 0.005 for v in (estimate.value, estimate.low, estimate.high)):
-        places = 1
-    value, bounds = signed_parts(estimate, unit, places)
+    value, bounds = signed_parts(estimate, unit, _places(estimate, unit))
     name = {"%": "points"}.get(unit, unit)
     return f"{value}{_SPACE + name if name else ''} {bounds}"
 
@@ -92,7 +91,8 @@ def signed_parts(estimate: Estimate, unit: str, decimals: int | None = None) -> 
 
 
 def _places(estimate: Estimate, unit: str) -> int | None:
-    return 0 if unit == "%" and estimate.high - estimate.low >= 0.03 else None
+    vanishes = any(0 < abs(v) < 0.005 for v in (estimate.value, estimate.low, estimate.high))
+    return 0 if unit == "%" and estimate.high - estimate.low >= 0.03 and not vanishes else None
 
 
 def _sign(text: str) -> str:
@@ -111,9 +111,12 @@ _OFTEN: Final = 0.5  # a judge that contradicts itself so often is told of besid
 
 
 def findings(
-    policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate], effects: Sequence["Effect"] = ()
-) -> list[tuple[str, str]]:
-    """(heading, sentences) on what the report's main figures say, in the order of the recipe."""
+    policies: Sequence[Policy], measures: Measures, rates: Sequence[WinRate], effects: Sequence["Effect"] = (),
+    *, one_judge: bool = True,
+) -> list[tuple[str, str]]:  # fmt: skip
+    """(heading, sentences) on what the report's main figures say, in the order of the recipe. `one_judge`: the AI judge
+    of win rates is the same in all arms.
+    """
     known = {c.name: c for c in measures.columns}
     trained = [p for p in policies if p.kind == "policy"]
     told = [p for p in policies if p not in trained] if len(trained) > MANY else policies  # the rest is in tables
@@ -122,7 +125,7 @@ def findings(
     if any(side):
         items.append(("Side effects", " ".join(s for s in side if s)))
     if told is policies:
-        items.append(("Against SL-CAI", _against_sl_cai(policies, rates)))
+        items.append(("Against SL-CAI", _against_sl_cai(policies, rates, one_judge)))
     items += _effects(effects, measures)
     for first, second in () if effects else pairs_of_arms(policies):
         items.append((f"{first.name} against {second.name}", _rivals(first, second, measures, rates)))
@@ -196,7 +199,7 @@ def _level(column: Column, policies: Sequence[Policy], measures: Measures) -> st
     return f"{column.label}: {joined(at)}." if at else ""
 
 
-def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate]) -> str:
+def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate], one_judge: bool) -> str:
     """Win rates of the trained policies over the one they were trained from, by each judge."""
     early = {p.name for p in policies if p.kind == "sl_cai"}
     sentences = []
@@ -205,7 +208,9 @@ def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate]) -> str
             f"{r.first} wins {with_interval(r.estimate, '%')}" for r in rates if r.judge == judge and r.second in early
         ]
         if won:
-            sentences.append(f"{_by(judge)}, {joined(won)} of pairs (ties count half).")
+            apart = judge != "gold" and len(won) > 1 and not one_judge
+            whose = " of each arm, not one and the same (see Limits)" if apart else ""
+            sentences.append(f"{_by(judge)}{whose}, {joined(won)} of pairs (ties count half).")
         swapped = [r.inconsistent.value for r in rates if r.judge == judge and r.second in early and r.inconsistent]
         if swapped and max(swapped) > _OFTEN:
             worst = figure(max(swapped), "%")

@@ -20,6 +20,7 @@ from cai.store import Entry
 from cai.types import Comparison, Demonstration, Prompt
 from cai.workbench.bench import Asked, Bench, judged, made, side, tell_failed
 from cai.workbench.runs import outputs
+from cai.workbench.show import counted
 from cai.workbench.wording import Finding, num_negations, num_words
 
 __all__ = ["answers", "data_of", "label_findings", "pairs_to_judge", "tag_findings"]
@@ -114,7 +115,9 @@ def tag_findings(bench: Bench, data: Path, comparisons: Sequence[Comparison]) ->
     for principle in bench.constitution.principles:
         own = tags.intersection(principle.applies_to)
         if own and not own & here:
-            pairs = f"applies to none of the {len(comparisons):,} pairs, whose tags are {', '.join(sorted(here))}"
+            pairs = (
+                f"applies to none of the {counted(len(comparisons), 'pair')}, whose tags are {', '.join(sorted(here))}"
+            )
             found.append(Finding("not judged", (principle.id,), pairs))
     return found
 
@@ -175,11 +178,12 @@ def _confused(name: str, answers: Answers) -> Iterator[Finding]:
         return
     rest, _ = _same_position([a for other, own in answers.items() if other != name for a in own])
     text = answers[name][0].principle.comparison or answers[name][0].principle.statement
+    long = f"{counted(num_words(text), 'word')}, {counted(num_negations(text), 'negation')}"
     yield Finding(
         "position",
         (name,),
         f"on {100 * share:.0f} % of {num} decided pairs the judge names the same place in both orders (the other "
-        f"principles: {100 * rest:.0f} %); {num_words(text)} words, {num_negations(text)} negations: {text!r}",
+        f"principles: {100 * rest:.0f} %); {long}: {text!r}",
     )
 
 

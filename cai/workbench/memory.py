@@ -16,6 +16,7 @@ from cai.labelers.judge import Judge, Question, Row
 from cai.progress import progress
 from cai.records import Journal, fingerprint, to_json
 from cai.store import locked
+from cai.workbench.show import counted
 
 __all__ = ["Memory"]
 
@@ -59,9 +60,8 @@ class Memory:
             known = {answer.id: answer for answer in journal.read()} | self._told
             new = list({name: q for name, q in zip(ids, questions, strict=True) if name not in known}.items())
             if new:
-                print(
-                    f"{title}: {len(new):,} questions to ask the judge, {len(ids) - len(new):,} known", file=sys.stderr
-                )
+                asked = counted(len(new), "question")
+                print(f"{title}: {asked} to ask the judge, {len(ids) - len(new):,} known", file=sys.stderr)
             with progress(title, total=len(new), unit="questions") as bar:
                 for start in range(0, len(new), _BATCH):
                     batch = new[start : start + _BATCH]

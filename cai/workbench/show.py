@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["Cell", "console", "heading", "item", "percent", "signed", "table"]
+__all__ = ["Cell", "console", "counted", "heading", "item", "percent", "signed", "table"]
 
 _WIDTH = 120  # of what is no terminal
 _NONE = "\u2013"
@@ -71,6 +71,11 @@ def _cell(cell: Cell) -> "Text":
 
     text, style = cell if isinstance(cell, tuple) else (cell, "")
     return Text(visible(text), style=style)
+
+
+def counted(num: int, noun: str) -> str:
+    """`1 finding`, `2,400 findings`."""
+    return f"{num:,} {noun}{'s'[: num != 1]}"
 
 
 def percent(p: float | None) -> str:
