@@ -32,7 +32,7 @@ LAYERS = (
     ("cai.labelers", "cai.evaluation_sets"),
     ("cai.stages",),
     ("cai.store", "cai.report", "cai.nodes", "cai.serve"),
-    ("cai.pipeline", "cai.settings", "cai.config"),
+    ("cai.pipeline", "cai.settings", "cai.arms", "cai.config"),
     ("cai.workbench",),
     ("cai.commands", "cai.cli", "cai.__main__"),
 )

@@ -7,7 +7,8 @@ import pytest
 from benches import EDITED, OLD, SETTINGS, own, write
 from worlds import noise
 
-from cai import cli, constitution
+from cai import cli, config, constitution
+from cai.commands.run import prepare
 from cai.records import read_records, write_json
 from cai.types import Prompt, Revision
 from cai.workbench import lint, runs
@@ -151,6 +152,14 @@ def test_the_settings_of_a_run_are_taken_up_whole(workdir: Path) -> None:
         asked = ["experiment=ablation_revisions", "seed=1"]
         write_json(workdir / "run.json", {"command": ["cai", "run", *asked], "arm": arm})
         assert runs.command(workdir) == [*asked, *more]
+
+
+@pytest.mark.parametrize("arm", ["rlhf", "rlaif", "simulated"])
+def test_an_arm_is_taken_up_without_what_was_asked_of_another(arm: str, workdir: Path) -> None:
+    asked = ["experiment=demo", "labeler=simulated", "labeler.agreement=0.6"]
+    write_json(workdir / "run.json", {"command": ["cai", "run", *asked], "arm": arm})
+    taken, (ran,) = runs.command(workdir), [one for one in prepare(asked, config.compose(asked)) if one.arm == arm]
+    assert config.compose(taken).nodes() == ran.settings.nodes()
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------

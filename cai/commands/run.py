@@ -17,6 +17,7 @@ from typing import Any, Final
 import yaml
 
 from cai import config, constitution, pipeline
+from cai.arms import commands
 from cai.commands import compare
 from cai.errors import CaiError, ConfigError, ConstitutionError, LabelsMissing, PromptError
 from cai.prompts import PromptFamily
@@ -57,31 +58,13 @@ def prepare(overrides: Sequence[str], settings: config.Settings) -> list[Prepare
     if not settings.arms:
         return [_prepare_one(None, overrides, settings)]
     arms = []
-    for arm, command in _commands(overrides, settings.arms).items():
+    for arm, command in commands(overrides, settings.arms).items():
         try:
             _check_arm(arm, overrides, command)
             arms.append(_prepare_one(arm, overrides, config.compose(command)))
         except CaiError as error:
             raise type(error)(f"arm {arm}: {error}") from None
     return arms
-
-
-def _commands(overrides: Sequence[str], arms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The overrides of every arm. When all arms set one key (the demo's: `labeler`) and the command chooses for it what
-    none of them has, that is an arm of its own, called by what it chose, and `labeler.agreement=...` belongs to it.
-    """
-    keys = set.intersection(*({item.partition("=")[0] for item in own} for own in arms.values()))
-    for choice in overrides:
-        key, _, value = choice.partition("=")
-        if key not in keys:
-            continue
-        own = [o for o in overrides if o == choice or o.lstrip("+~").startswith((f"{key}.", f"{key}@{key}."))]
-        rest = [o for o in overrides if o not in own]
-        found = {arm: [*rest, *more] for arm, more in arms.items()}
-        if len(own) > 1 or not any(choice in more for more in arms.values()):
-            found[value] = list(overrides)
-        return found
-    return {arm: [*overrides, *more] for arm, more in arms.items()}
 
 
 def _check_arm(arm: str, overrides: Sequence[str], command: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import config
+from cai.arms import commands
 from cai.errors import DataError
 from cai.records import read_object
 
@@ -15,7 +16,7 @@ def command(run: Path) -> list[str]:
     told = _run_json(run, "command")
     _cai, _run, *items = told["command"]
     if told.get("arm"):
-        items += config.compose(items).arms.get(told["arm"], ())  # none for an arm that the command itself added
+        items = commands(items, config.compose(items).arms).get(told["arm"], items)
     return [item for item in items if item.partition("=")[0].lstrip("+") != "constitution"]
 
 
