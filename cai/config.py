@@ -24,6 +24,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -166,7 +167,8 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 
 def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str], list[list[str]]]:
     """Where the jobs of a sweep and the report about them go (`out/sweep-<name>`), the keys that are swept, and the
-    overrides of every job that there will be, as Hydra's own sweeper counts them.
+    overrides of every job that there will be, as Hydra's own sweeper counts them; of an interval that is searched, its
+    two ends. Raises ConfigError for the first job that Hydra cannot compose: it would refuse them all.
     """
     with _hydra():
         try:
@@ -174,14 +176,28 @@ def sweep_plan(overrides: Sequence[str]) -> tuple[Path, frozenset[str], list[lis
         except OverrideParseException as error:
             raise ConfigError(_one_line(error, overrides)) from None
         fixed = _composed([str(o.input_line) for o in parsed if not o.is_sweep_override()]) or _composed([])
-    folder = Path(fixed["out"]).absolute() / f"sweep-{fixed['name'] or run_name(overrides)}"
-    swept = frozenset(o.get_key_element() for o in parsed if o.is_sweep_override())
-    chosen = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_discrete_sweep() else [o.input_line]
-        for o in parsed
-        if not o.get_key_element().lstrip("+~").startswith("hydra")
-    ]
-    return folder, swept, [[str(override) for override in job] for job in product(*chosen)]
+        folder = Path(fixed["out"]).absolute() / f"sweep-{fixed['name'] or run_name(overrides)}"
+        swept = frozenset(o.get_key_element() for o in parsed if o.is_sweep_override())
+        own = [o for o in parsed if not o.get_key_element().lstrip("+~").startswith("hydra")]
+        jobs = [list(job) for job in product(*map(_values, own))]
+        hydras = [str(o.input_line) for o in parsed if o not in own and not o.is_sweep_override()]
+        for job in (hydras, *jobs):
+            try:
+                hydra_compose("config", overrides=job)
+            except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+                name = " ".join(override for override in job if override.partition("=")[0] in swept)
+                raise ConfigError(f"{f'job {name}: ' if name else ''}{_one_line(error, job)}") from None
+    return folder, swept, jobs
+
+
+def _values(override: Override) -> list[str]:
+    """What an override is in the jobs of a sweep, one after the other."""
+    key, value = override.get_key_element(), override.value()
+    if override.is_discrete_sweep():
+        return [f"{key}={v}" for v in override.sweep_string_iterator()]
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    return [str(override.input_line)]
 
 
 def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str], int], float | None]) -> None:
@@ -202,22 +218,9 @@ def sweep(overrides: Sequence[str], folder: Path, job: Callable[[list[str], int]
     try:
         run()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(_mistake_of_job(overrides) or _one_line(error, overrides)) from None
+        raise ConfigError(_one_line(error, overrides)) from None
     finally:
         sys.argv = before
-
-
-def _mistake_of_job(overrides: Sequence[str]) -> str | None:
-    """The first job that cannot be composed, and why: what is unknown to one may be known to another."""
-    _, swept, jobs = sweep_plan(overrides)
-    for job in jobs:
-        try:
-            with _hydra():
-                hydra_compose("config", overrides=job)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            name = " ".join(override for override in job if override.partition("=")[0] in swept)
-            return f"job {name}: {_one_line(error, job)}" if name else _one_line(error, job)
-    return None
 
 
 def quoted(value: object) -> str:

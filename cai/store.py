@@ -69,10 +69,6 @@ class Store:
         folder = self.root / name / key
         if folder.is_dir():
             return _entry(name, key, folder, cached=True)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"store {self.root}: cannot be written: {error.strerror}") from None
         with locked(folder.with_name(f"{key}.lock"), name):
             if folder.is_dir():  # made by the process that held the lock before us
                 return _entry(name, key, folder, cached=True)
@@ -86,7 +82,11 @@ class Store:
 
 @contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock `path`; say so on stderr when that means waiting for another process."""
+    """Hold the lock `path`, in a folder made for it; say so on stderr when that means waiting for another process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path.parent}: cannot be written: {error.strerror}") from None
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0.2)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from projects import CONSTITUTION, JUDGE, TEST_PATH, _report, digests, echo_experiment, project, read
 
-from cai import cli, paths
+from cai import cli, config, paths
+from cai.commands.run import placed, plan_of, prepare
 from cai.prompts import PromptFamily
 
 __all__ = ["project"]  # fixture
@@ -94,6 +95,24 @@ def test_a_folder_of_an_older_version_is_not_written_over(project: Path) -> None
     (project / "runs/mine/plan.json").unlink()
     assert cli.main(["run", "name=mine"]) == 0
     assert sorted(path.name for path in (project / "runs").iterdir()) == ["mine", "mine-2"]
+
+
+def test_a_run_that_is_going_on_is_waited_for(project: Path) -> None:
+    """The same command from another process writes nothing into the folder meanwhile."""
+    folder = project / "runs/mine"
+    program = "import sys, cai.commands.compare as c, cai.cli; c.report = lambda *_: 0; sys.exit(cai.cli.main())"
+    with placed(folder, plan_of(prepare([], config.compose([])))):
+        before = sorted(folder.rglob("*"))
+        other = subprocess.Popen(
+            [sys.executable, "-c", program, "run", "name=mine"],
+            env={**os.environ, "PYTHONPATH": TEST_PATH},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stderr and other.stderr.readline() == "mine: another process is at it; waiting for it to end\n"
+        assert sorted(folder.rglob("*")) == before and other.poll() is None
+    other.communicate()
+    assert other.returncode == 0 and (folder / "run.json").is_file()
 
 
 @pytest.mark.slow

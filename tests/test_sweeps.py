@@ -165,8 +165,8 @@ def test_sweepers_and_launchers_that_are_not_installed_are_named(
 # --- several processes, and kills ------------------------------------------------------------------------------------
 
 
-def start(project: Path, *overrides: str) -> "subprocess.Popen[bytes]":
-    """A sweep in a process of its own, with a report that only lists; what it says on stderr is in ./said."""
+def start(project: Path, *overrides: str, said: str = "said") -> "subprocess.Popen[bytes]":
+    """A sweep in a process of its own, with a report that only lists; what it says on stderr is in the file `said`."""
     program = (
         "import sys, cai.commands.compare as c, cai.cli\n"
         "def report(runs, folder, left_out=None):\n"
@@ -177,8 +177,8 @@ def start(project: Path, *overrides: str) -> "subprocess.Popen[bytes]":
     )
     command = [sys.executable, "-c", program, "run", "-m", *overrides]
     environment = {**os.environ, "PYTHONPATH": TEST_PATH}
-    with (project / "said").open("wb") as said:
-        return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+    with (project / said).open("wb") as file:
+        return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=file)
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -226,6 +226,20 @@ def test_parallel_jobs_share_what_they_have_in_common(project: Path, undisturbed
     assert len(runs) == 4
     assert [run["data"]["cached"] for run in runs].count(False) == 2  # one for each seed
     assert outputs(project) == undisturbed
+
+
+@pytest.mark.slow
+def test_one_sweep_started_twice_at_once_is_done_once(project: Path) -> None:
+    """The second waits for the first, rather than writing into its folders."""
+    first = start(project, "seed=1,2", "+revise.seconds=3")
+    (running,) = wait_for(lambda: list((project / "runs").glob("*/run-seed=1/run.json")))
+    second = start(project, "seed=1,2", "+revise.seconds=3", said="said-too")
+    sweep = running.parent.parent
+    wait_for(lambda: f"{sweep.name}: another process is at it" in (project / "said-too").read_text())
+    assert first.poll() is None and first.wait() == second.wait() == 0
+    runs = [read(path)["stages"] for path in sweep.glob("*/run.json")]
+    assert [stage["cached"] for run in runs for stage in run.values()] == [True] * 4
+    assert len((sweep / "report.html").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow

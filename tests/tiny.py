@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from cai.errors import DataError
+from cai.errors import DataError, LabelsMissing
 
 
 class Numbers:
@@ -80,6 +80,25 @@ class Broken:
     def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
         """Never returns."""
         raise ZeroDivisionError("by hand")
+
+
+class People:
+    """Waits for people, unless there are none."""
+
+    version: ClassVar[int] = 1
+
+    def __init__(self, *, who: str) -> None:
+        self.who = who
+
+    def texts(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def run(self, inputs: Mapping[str, Path], output: Path) -> dict[str, float]:
+        """Ends at once, one way or the other."""
+        if self.who != "nobody":
+            raise LabelsMissing(f"{self.who} has not labelled yet")
+        return {}
 
 
 class Echo:

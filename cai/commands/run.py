@@ -7,6 +7,7 @@ in it, and after an edit gets a folder beside it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -22,9 +23,9 @@ from cai.commands import compare
 from cai.errors import CaiError, ConfigError, ConstitutionError, LabelsMissing, PromptError
 from cai.prompts import PromptFamily
 from cai.records import fingerprint, read_json, write_json, write_text
-from cai.store import Entry, Store
+from cai.store import Entry, Store, locked
 
-__all__ = ["Prepared", "place", "plan_of", "prepare", "run", "run_arms"]
+__all__ = ["Prepared", "placed", "plan_of", "prepare", "run", "run_arms"]
 
 _VERSIONS: Final = ("cai", "torch", "transformers", "trl", "datasets", "numpy", "hydra-core")
 
@@ -44,8 +45,9 @@ def run(overrides: Sequence[str]) -> None:
     """Run the pipeline (every arm of it) and write the report; its path is the last line on stdout."""
     settings = config.compose(overrides)
     arms = prepare(overrides, settings)
-    folder = place(Path(settings.out).absolute() / (settings.name or config.run_name(overrides)), plan_of(arms))
-    print(compare.report(run_arms(arms, folder), folder))
+    wanted = Path(settings.out).absolute() / (settings.name or config.run_name(overrides))
+    with placed(wanted, plan_of(arms)) as folder:
+        print(compare.report(run_arms(arms, folder), folder))
 
 
 # --- what a run is, and where it goes ---------------------------------------------------------------------------------
@@ -92,17 +94,28 @@ def plan_of(arms: Sequence[Prepared]) -> str:
     return fingerprint([[arm.arm, pipeline.plan_fingerprint(arm.steps)] for arm in arms])
 
 
-def place(folder: Path, plan: str) -> Path:
-    """`folder`, or the first of `folder`-2, -3, ... that holds no run or one of this plan; marked as taken."""
+@contextmanager
+def placed(folder: Path, plan: str) -> Iterator[Path]:
+    """`folder`, or the first of `folder`-2, -3, ... that holds no run or one of this plan; marked as taken, and locked:
+    of one command that is started twice at once, the second waits for the first, and finds all in the store.
+    """
     for number in count(1):
         own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        marker = own / "plan.json"
-        if read_json(marker)["plan"] == plan if marker.is_file() else not any(own.rglob("run.json")):
-            break
-    if own != folder:
-        print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {own.name}")
-    write_json(marker, {"plan": plan})
-    return own
+        if not _is_free(own, plan):
+            continue
+        with locked(own / "run.lock", own.name):
+            if not _is_free(own, plan):  # another plan took it at the same moment
+                continue
+            if own != folder:
+                print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {own.name}")
+            write_json(own / "plan.json", {"plan": plan})
+            yield own
+            return
+
+
+def _is_free(folder: Path, plan: str) -> bool:
+    marker = folder / "plan.json"
+    return bool(read_json(marker)["plan"] == plan) if marker.is_file() else not any(folder.rglob("run.json"))
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -18,8 +17,8 @@ from uuid import uuid4
 from cai import config
 from cai.commands import compare
 from cai.commands.compare import STATE
-from cai.commands.run import place, plan_of, prepare, run_arms
-from cai.errors import CaiError, ConfigError
+from cai.commands.run import placed, plan_of, prepare, run_arms
+from cai.errors import CaiError, ConfigError, LabelsMissing
 from cai.records import fingerprint, read_json, write_json, write_text
 from cai.store import locked
 
@@ -29,8 +28,8 @@ _BREAKS: Final = 3  # so often may the processes be killed while none is at a jo
 
 
 def sweep(overrides: Sequence[str]) -> None:
-    """Run all jobs, then write one report about those that went well. Raises CaiError where one failed, and ConfigError
-    where two would have the same folder.
+    """Run all jobs, then write one report about those that went well. Raises CaiError where one failed, LabelsMissing
+    where none did but one waits for people, and ConfigError where two would have the same folder.
     """
     folder, swept, jobs = config.sweep_plan(overrides)
 
@@ -38,13 +37,25 @@ def sweep(overrides: Sequence[str]) -> None:
         return [override for override in chosen if override.partition("=")[0] in swept]
 
     _check_names([varied(chosen) for chosen in jobs])
-    folder = place(folder, fingerprint([_plan_of_job(chosen) for chosen in jobs]))
+    plan = fingerprint([_plan_of_job(chosen, _name(varied(chosen))) for chosen in jobs])
     launch = uuid4().hex
+    with placed(folder, plan) as taken:
 
-    def job(chosen: list[str], number: int) -> float | None:
-        own = varied(chosen)
-        return _job(chosen, folder / config.run_name(own), " ".join(own), number, launch)
+        def job(chosen: list[str], number: int) -> float | None:
+            own = varied(chosen)
+            return _job(chosen, taken / config.run_name(own), _name(own), number, launch)
 
+        _launch(overrides, taken, job, launch)
+        _finish(taken, launch)
+
+
+def _name(varied: Sequence[str]) -> str:
+    """What a job is called in messages; in a sweep of one job, as its folder."""
+    return " ".join(varied) or config.run_name(varied)
+
+
+def _launch(overrides: Sequence[str], folder: Path, job: Callable[[list[str], int], float | None], launch: str) -> None:
+    """Begin every job, and those once more, alone, whose process was killed."""
     breaks = 0
     while True:
         try:
@@ -52,16 +63,12 @@ def sweep(overrides: Sequence[str]) -> None:
             break
         except BrokenProcessPool:  # then all jobs under way are stopped, though one alone was killed
             print("sweep: the process of a job was killed; going on with the others", file=sys.stderr)
-        except ConfigError:
-            _forget(folder)
-            raise
         stopped = [own for own, state in _states(folder) if state["launch"] == launch and state["state"] == "running"]
         breaks += not stopped
         if breaks == _BREAKS:
             raise CaiError(f"{folder}: the processes of the sweep are killed again and again (out of memory?)")
         for own in stopped:
             _alone(own)
-    _finish(folder, launch)
 
 
 def _check_names(jobs: Sequence[Sequence[str]]) -> None:
@@ -82,14 +89,6 @@ def _states(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(path.parent, read_json(path)) for path in sorted(folder.glob(f"*/{STATE}"))]
 
 
-def _forget(folder: Path) -> None:
-    """Remove what a sweep that was refused has left, if it is no more than the mark that its folder is taken."""
-    if not _states(folder):
-        (folder / "plan.json").unlink(missing_ok=True)
-        with suppress(OSError):  # there is more in it
-            folder.rmdir()
-
-
 def _alone(folder: Path) -> None:
     """Run a job that was stopped once more, in a process of its own with no other beside it: when that is killed too,
     it is this job's doing, and it is given up.
@@ -105,11 +104,12 @@ def _alone(folder: Path) -> None:
         write_json(folder / STATE, told | {"state": "failed", "error": error})
 
 
-def _plan_of_job(overrides: Sequence[str]) -> str:
-    """What a job computes; one with a mistake in it is known by the mistake, which is told at its turn."""
+def _plan_of_job(overrides: Sequence[str], name: str) -> str:
+    """What a job computes; one with a mistake in it is known by the mistake, told now and at its turn."""
     try:
         return plan_of(prepare(overrides, config.compose(overrides)))
     except CaiError as error:
+        print(f"job {name} will fail: {_line(error)}", file=sys.stderr, flush=True)
         return str(error)
 
 
@@ -118,7 +118,6 @@ def _job(overrides: Sequence[str], folder: Path, name: str, number: int, launch:
 
     Returns the job's `objective`, if the settings name one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "job.lock", f"job {name}"):
         return _locked_job(overrides, folder, name, number, launch)
 
@@ -137,37 +136,54 @@ def _locked_job(overrides: Sequence[str], folder: Path, name: str, number: int, 
     try:
         settings = config.compose(overrides)
         arms = prepare(overrides, settings)
-        objective = _objective(run_arms(arms, place(folder, plan_of(arms))), settings.objective)
+        with placed(folder, plan_of(arms)) as own:
+            objective = _objective(run_arms(arms, own)[0], settings.objective)
+    except LabelsMissing as error:
+        note("waiting", error=_line(error))
+        print(f"job {name} waits: {_line(error)}", file=sys.stderr, flush=True)
+        return None
     except Exception as error:  # whatever it is, it is this job's: the others go on
+        text = _line(error)
         if not isinstance(error, CaiError):
             write_text(folder / "error.txt", traceback.format_exc())
-        text = str(error) if isinstance(error, CaiError) else f"{type(error).__name__}: {error} (see error.txt)"
-        note("failed", error=" ".join(text.split()))
-        print(f"job {name} failed: {' '.join(text.split())}", file=sys.stderr, flush=True)
+            text += " (see error.txt)"
+        note("failed", error=text)
+        print(f"job {name} failed: {text}", file=sys.stderr, flush=True)
         return None
     note("done", objective=objective)
     return objective
 
 
-def _objective(runs: Sequence[Path], wanted: str | None) -> float | None:
-    """The fact `step.name` of a job's only run: what a sweeper that searches is to make large."""
+def _line(error: Exception) -> str:
+    """An error in one line, with its type if it is none of this package's own."""
+    kind = "" if isinstance(error, CaiError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
+
+
+def _objective(run: Path, wanted: str | None) -> float | None:
+    """The fact `step.name` of a job's run: what a sweeper that searches is to make large."""
     if wanted is None:
         return None
     step, _, name = wanted.partition(".")
-    stages = read_json(runs[0] / "run.json")["stages"]
-    if len(runs) > 1 or step not in stages or name not in stages[step]["facts"]:
+    stages = read_json(run / "run.json")["stages"]
+    if step not in stages or name not in stages[step]["facts"]:
         known = [f"{s}.{f}" for s, stage in stages.items() for f in stage["facts"]]
         raise CaiError(f"objective: {wanted!r} is not what a run of one arm measures, such as {', '.join(known[-5:])}")
     return float(stages[step]["facts"][name])
 
 
 def _finish(folder: Path, launch: str) -> None:
-    """Report on what is finished; raise CaiError that names the first failure."""
+    """Report on what is finished; raise CaiError that names the first failure, or else whom jobs wait for."""
     states = [state for _, state in _states(folder)]
-    failed = [state for state in states if state["launch"] == launch and state["state"] == "failed"]
+    own = [state for state in states if state["launch"] == launch]
+    failed, waiting = ([state for state in own if state["state"] == kind] for kind in ("failed", "waiting"))
     runs, left_out = compare.finished([folder])
     if runs:
         print(compare.report(runs, folder, left_out))
     if failed:
-        more = f" (and {len(failed) - 1} more, see the report)" if len(failed) > 1 else ""
+        where = "see the report" if runs else f"see {STATE} in their folders"
+        more = f" (and {len(failed) - 1} more, {where})" if len(failed) > 1 else ""
         raise CaiError(f"{len(failed)} of {len(states)} jobs failed; {failed[0]['job']}: {failed[0]['error']}{more}")
+    if waiting:
+        told = "; ".join(f"{state['job']}: {state['error']}" for state in waiting)
+        raise LabelsMissing(f"{len(waiting)} of {len(states)} jobs wait for people; {told}")
