@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from cai.errors import ConfigError
+from cai.errors import ConfigError, unknown
 from cai.models.digest import check_scorable
 
 __all__ = ["ModelSettings", "Settings"]
@@ -64,6 +64,7 @@ class Settings:
             raise ConfigError("steps: needs at least one step, got []")
         if len(self.arms) == 1:
             raise ConfigError(f"arms: needs two arms or more to compare (or none), got {', '.join(self.arms)}")
+        self._check_measures()
         if "reward" in self.steps:
             check_scorable(self.model.path)
         if (self.rl or {}).get("lora_rank") and not (self.reward or {}).get("lora_rank"):
@@ -77,6 +78,25 @@ class Settings:
                 f"labeler.path: the labels in {labels} are of responses that are recorded there too; to train on those "
                 "in place of sampled ones add stage@sample=recorded, or say where else labels are"
             )
+
+    def _check_measures(self) -> None:
+        """Every step that is to measure something is among those that run."""
+        sets = (self.evaluation_sets or {}).get("sets")
+        if sets and not any(step.startswith("sets_") for step in self.steps):
+            raise ConfigError(
+                f"evaluation_sets: {', '.join(sets)} would be put to no model: none of sets_base, sets_sl_cai, "
+                f"sets_policy is among steps ({', '.join(self.steps)}); add those wanted"
+            )
+        if self.objective is not None:
+            step, _, fact = self.objective.partition(".")
+            if self.arms:
+                raise ConfigError(
+                    f"objective: {self.objective!r} is a fact of one run; there are arms: {', '.join(self.arms)}"
+                )
+            if step not in self.steps:
+                raise ConfigError(f"objective: {unknown('step', step, self.steps)}; write step.fact")
+            if not fact:
+                raise ConfigError(f"objective: must be step.fact, got {self.objective!r}")
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """The nodes with a `_target_`, by their top-level key."""

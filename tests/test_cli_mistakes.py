@@ -45,6 +45,12 @@ __all__ = ["project"]  # fixture
         ("constitution=${sed}", "constitution: Interpolation key 'sed' not found"),
         ("steps=[data,revize]", "steps: unknown step 'revize'; did you mean 'revise'?"),
         ("steps=[revise]", "steps: 'revise' needs 'data'"),
+        (
+            "objective=revize.total",
+            "objective: unknown step 'revize'; did you mean 'revise'? Allowed: data, revise; write",
+        ),
+        ("objective=revise", "objective: must be step.fact, got 'revise'"),
+        ("+evaluation_sets.sets.hhh.path=x", "evaluation_sets: hhh would be put to no model: none of sets_base, "),
         ("steps=[data,revise,sft]", "sft: no such part in this configuration"),
         ("model.pth=x", "model.pth: unknown key 'pth'; did you mean 'path'?"),
         ("num_threads=0", "num_threads: must be 1 or more, or null, got 0"),
