@@ -152,8 +152,9 @@ def test_the_same_command_twice_is_told_apart_by_folder(tmp_path: Path) -> None:
     assert {run.arm for run in read_runs(sweeps)} == {"RLAIF (sweep-x)", "RLAIF (sweep-x-2)"}
     other = tmp_path / "elsewhere" / "after"
     shutil.copytree(folders[1], other)
-    with pytest.raises(DataError, match="two runs are both 'RLAIF \\(after\\)' with seed 0"):
+    with pytest.raises(DataError, match="two runs are both 'RLAIF \\(after\\)' with seed 0") as told:
         read_runs([*folders, other])
+    assert f" {folders[1]} and {other}; give them names" in str(told.value)
 
 
 def test_a_command_can_be_pasted(tmp_path: Path) -> None:

@@ -106,6 +106,15 @@ def test_mistakes_are_one_line(
     assert len(said) == 1 and said[0].startswith(f"cai: {message}")
 
 
+def test_a_folder_of_runs_is_told_from_a_run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(workdir, "own", OLD)
+    for arm in ("rlhf", "rlaif"):
+        write_json(workdir / "runs/demo" / arm / "run.json", {})
+    assert cli.main(["constitution", "lint", "own.yaml", "--run", "runs/demo"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("(there is no run.json in it); there are below it: runs/demo/rlaif, runs/demo/rlhf")
+
+
 def test_what_a_server_failed_to_give_is_left_out_and_told(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["engine._target_=benches.FlakyEngine", *SETTINGS[1:]]
     write(workdir, "own", OLD)

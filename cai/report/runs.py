@@ -224,7 +224,11 @@ def _arm_labels(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
     if not _twice(by_sweep, runs):
         return by_sweep
     label, seed = _twice(by_run, runs)[0]
-    raise DataError(f"two runs are both {label!r} with seed {seed}; give them names (name=...) to compare them")
+    same = [str(own) for (own, run), x in zip(runs, by_run, strict=True) if (x, run.get("seed", 0)) == (label, seed)]
+    raise DataError(
+        f"two runs are both {label!r} with seed {seed}, {' and '.join(same[:2])}; give them names (name=...) or leave "
+        "one out to compare them"
+    )
 
 
 def _twice(labels: Sequence[str], runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[tuple[str, int]]:

@@ -31,5 +31,7 @@ def outputs(run: Path) -> dict[str, Path]:
 
 def _run_json(run: Path, needed: str) -> dict[str, Any]:
     if not (run / "run.json").is_file():
-        raise DataError(f"{run}: is no run folder (there is no run.json in it)")
+        below = [str(path.parent) for path in sorted(run.rglob("run.json"))]
+        hint = f"; there are below it: {', '.join(below)}" if below else ""
+        raise DataError(f"{run}: is no run folder (there is no run.json in it){hint}")
     return read_object(run / "run.json", needed)
