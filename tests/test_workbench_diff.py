@@ -1,5 +1,6 @@
 """What the workbench says that an edit changes, against what runs do; with the real model too."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from benches import ASKED, EDITED, OLD, SETTINGS, SIZES, finished, labelled, lab
 
 from cai import cli, config, constitution
 from cai.errors import DataError
+from cai.paths import packaged
 from cai.records import read_json, read_records, write_json
 from cai.types import Comparison, Judgment, Revision
 from cai.workbench.bench import bench, made, side
@@ -57,12 +59,73 @@ def test_what_diff_says_is_what_a_run_would_do(run: Path, name: str, edit: str, 
     assert bool(flips(found)) == (edit in ("text", "weight", "added", "removed"))
     assert found.num_asked_old == 0, "the run's labels are known"
     if edit in ("critique only", "nothing that is asked"):
-        assert found.num_asked == 0 and not asked
+        assert found.num_asked == 0 and not asked and not found.labels
+    assert (found.num_revised == 0) == (edit == "nothing that is asked")
     if edit == "text":
         assert asked and all("be short" in text for text in asked)
         judged = [row for j in read_records(real / "judgments.jsonl", Judgment) for row in j.evidence]
         assert found.num_asked == sum(row["principle"] == "brief" for row in judged)
         assert found.num_asked < found.num_questions == len(judged)
+
+
+def rows_under(head: str, printed: str) -> dict[str, list[str]]:
+    """The cells of the table that begins with this line, by the first one."""
+    lines = iter(printed.splitlines())
+    assert any(line.split() == head.split() for line in lines), printed
+    cells = (re.split(r"\s{3,}", line.strip()) for line in iter(lambda: next(lines, ""), ""))
+    return {name: rest for name, *rest in cells}
+
+
+@pytest.mark.parametrize("edit", [pytest.param(e, marks=() if e == "removed" else pytest.mark.slow) for e in EDITS])
+def test_every_edit_is_shown(run: Path, edit: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also what it does to principles that were not edited: they lose draws, or win them."""
+    new = write(workdir, "new", EDITS[edit])
+    assert cli.main(["constitution", "diff", "old.yaml", new, "--run", str(run)]) == 0
+    printed = capsys.readouterr().out
+    found = diff("old.yaml", new, [], run)
+    assert found.edits and rows_under("principle axis edit", printed) == {
+        edited.principle: [edited.axis, edited.what] for edited in found.edits
+    }
+    assert f"of {found.num_pairs} the edit touches {len(found.labels)};" in printed
+    if not found.labels:
+        assert edit in ("critique only", "nothing that is asked") and "touched" not in printed
+        return
+    axes = {p.id: p.axis for text in ("old.yaml", new) for p in constitution.load(text).principles}
+    touched = Counter(name for change in found.labels for name in change.principles)
+    table = rows_under("principle axis touched flip settle fade mean change", printed)
+    assert {name: (axis, int(count)) for name, (axis, count, *_) in table.items()} == {
+        name: (axes[name], count) for name, count in touched.items()
+    }
+    by_axis = rows_under("axis touched flip settle fade mean change", printed)
+    assert {axis: int(count) for axis, (count, *_) in by_axis.items()} == Counter(
+        axis for change in found.labels for axis in {axes[name] for name in change.principles}
+    )
+    edited = {e.principle for e in found.edits}
+    assert touched.keys() == edited if edit == "text" else touched.keys() > edited
+
+
+@pytest.mark.parametrize("edit", [("axis: size", "axis: length"), ("weight: 2", "weight: 2.001")])
+def test_an_edit_of_nothing_that_is_asked_touches_nothing(run: Path, edit: tuple[str, str], workdir: Path) -> None:
+    """Neither the axis nor, as long as the same principles are drawn, the weight is in any text."""
+    found = diff("old.yaml", write(workdir, "new", OLD.replace(*edit)), [], run)
+    assert [e.principle for e in found.edits] == ["brief"]
+    assert not found.labels and not found.revisions and (found.num_revised, found.num_asked) == (0, 0) and not ASKED
+
+
+def test_a_weight_that_counts_in_labels_touches_them(run: Path, workdir: Path) -> None:
+    found = diff("old.yaml", write(workdir, "new", EDITS["weight"]), ["labeler.num_principles=all"], run)
+    assert len(found.labels) == found.num_pairs and {c.principles for c in found.labels} == {("brief",)}
+    assert any(c.before != c.after for c in found.labels) and (found.num_asked, found.num_asked_old > 0) == (0, True)
+
+
+def test_an_axis_that_a_template_shows_is_asked(run: Path, workdir: Path) -> None:
+    (workdir / "prompts" / "sandbox").mkdir(parents=True)
+    for name in ("judge", "critique"):
+        text = (packaged("prompts") / "sandbox" / f"{name}.jinja").read_text()
+        shows = re.sub(r"{{ principle.(?:comparison|critique) }}", r"\g<0> about {{ principle.axis }}", text)
+        (workdir / "prompts" / "sandbox" / f"{name}.jinja").write_text(shows)
+    found = diff("old.yaml", write(workdir, "new", EDITS["nothing that is asked"]), [], run)
+    assert found.num_asked > 0 and {c.principles for c in found.labels} == {("brief",)} and found.num_revised > 0
 
 
 @pytest.mark.slow

@@ -168,12 +168,12 @@ def _show_labels(found: "Diff") -> None:
         f"response, {kinds['settles']:,} settle, {kinds['fades']:,} fade",
     )
     if found.labels:
-        axes = {edit.principle: edit.axis for edit in found.edits}
         head = ["touched", "flip", "settle", "fade", "mean change"]
-        rows = [[name, axes[name], *counts] for name, counts in _grouped(found.labels, {name: name for name in axes})]
+        by_principle = _grouped(found.labels, {name: name for name in found.axes})
+        rows = [[name, found.axes[name], *counts] for name, counts in by_principle]
         show.table(out, ["principle", "axis", *head], rows, numbers=range(2, 7))
         out.print()
-        show.table(out, ["axis", *head], [[a, *c] for a, c in _grouped(found.labels, axes)], numbers=range(1, 6))
+        show.table(out, ["axis", *head], [[a, *c] for a, c in _grouped(found.labels, found.axes)], numbers=range(1, 6))
     moved = [change for change in found.labels if change.kind != "stays"]
     for change in sorted(moved, key=lambda c: (c.kind != "flips", -_moved(c)))[:_SHOWN]:
         _show_change(change)

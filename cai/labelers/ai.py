@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +102,10 @@ class AILabeler:
         """The principles that this comparison is judged under."""
         return self._panel.judges_of(comparison)
 
+    def weights(self) -> Mapping[str, float]:
+        """How much each principle counts in a label, by id."""
+        return self._panel.weights()
+
     def questions(self, comparison: Comparison) -> Iterator[Question]:
         """Every principle drawn, pair and order of a comparison."""
         for principle in self.drawn(comparison):
@@ -115,7 +119,7 @@ class AILabeler:
 
     def judgment(self, comparison: Comparison, rows: Sequence[Row], receipts: Sequence[Receipt] = ()) -> Judgment:
         """The verdict on a comparison that follows from the answers to its questions."""
-        answered = pairs_of_rows(rows, clamp=self._clamp, weights=self._panel.weights())
+        answered = pairs_of_rows(rows, clamp=self._clamp, weights=self.weights())
         pairs = decided(answered, self._min_distance)
         return Judgment(
             id=f"{comparison.id}/0",

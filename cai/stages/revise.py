@@ -24,7 +24,7 @@ from cai.engines.journaled import (
 )
 from cai.errors import ConfigError
 from cai.models.digest import model_digest
-from cai.prompts import PromptFamily
+from cai.prompts import KINDS, PromptFamily
 from cai.records import read_records, write_json, write_records, write_rows
 from cai.rendered import Rendered, TextSlot
 from cai.scorers import Scorer
@@ -139,6 +139,21 @@ class Revise:
         """For every step, a principle for every prompt; ConstitutionError when none applies to one of them."""
         steps = range(1, self._num_revisions + 1)
         return [[self._constitution.draw(self._seed, f"{p.id}/{step}", p.tags)[0] for p in prompts] for step in steps]
+
+    def shown(self, prompt: Prompt, principle: Principle) -> list[Rendered]:
+        """What the stage's templates make of a principle, with a made-up response and critique: two principles of which
+        they make the same have the same revisions.
+        """
+        texts = {"response": "response", "critique": "critique"}
+        return [
+            self._family.render(
+                template,
+                turns=prompt.turns,
+                principle=principle,
+                **{name: text for name, text in texts.items() if name in KINDS[template]},
+            )
+            for template in self._hashes
+        ]
 
     def _step(self, run: "_Run", step: int, drawn: Sequence[Principle], latest: Sequence[str]) -> list[Revision]:
         """One critique and revision of every prompt's latest response, by the principles drawn."""

@@ -1,18 +1,18 @@
 """`cai constitution diff`: what an edit changes before anything is trained.
 
 Both constitutions see the same prompts and the same comparisons, those of the old one. Where the old and the new draw
-the same principles with the same texts, nothing is computed again: the revision and the label are what they were.
+principles by which the same is asked, nothing is computed again: the revision and the label are what they were.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
 from cai import config, pipeline
 from cai.constitution import Constitution, Principle
-from cai.labelers.judge import Question
+from cai.labelers.judge import Judge, Question
 from cai.labelers.statistics import DECIDED, first_judgments
 from cai.pipeline import Planned, Step
 from cai.records import read_json, read_records
@@ -67,12 +67,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What an edit changes. `num_close` labels lie where rounding decides whether they are decided. Of `num_questions`
-    about the labels of the new constitution `num_asked` had to be asked, and `num_asked_old` about those of the old
-    one. `num_revised` prompts of `num_prompts` had to be revised anew.
+    """What an edit changes. `axes` are those of all principles, old and new. `num_close` labels lie where rounding
+    decides whether they are decided. Of `num_questions` about the labels of the new constitution `num_asked` had to be
+    asked, and `num_asked_old` about those of the old one. `num_revised` prompts of `num_prompts` had to be revised
+    anew.
     """
 
     edits: tuple[Edit, ...]
+    axes: dict[str, str]
     num_pairs: int
     labels: tuple[LabelChange, ...]
     num_close: int
@@ -96,7 +98,9 @@ def diff(old: str, new: str, overrides: Sequence[str], run: Path | None = None) 
     if not edits and before.memory.judge == after.memory.judge:
         return None
     folders = outputs(run) if run else {name: entry.path for name, entry in made(before, *_STEPS).items()}
-    return Diff(edits=edits, **_labels(before, after, folders), **_revisions(before, after, folders))
+    # An edit takes draws from principles that it leaves alone, too.
+    axes = {p.id: p.axis for one in (before, after) for p in one.constitution.principles}
+    return Diff(edits=edits, axes=axes, **_labels(before, after, folders), **_revisions(before, after, folders))
 
 
 def _edits(old: Constitution, new: Constitution) -> Iterator[Edit]:
@@ -139,10 +143,10 @@ def _pathless(node: Any) -> Any:
 def _labels(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[str, Any]:
     """The fields of a Diff that are about labels."""
     comparisons = read_records(folders["sample"] / "comparisons.jsonl", Comparison)
-    drawn = {c.id: (before.labeler.drawn(c), after.labeler.drawn(c)) for c in comparisons}
     # A judge that is shown examples of the constitution is another one when those are edited.
     same_judge = before.memory.judge == after.memory.judge
-    touched = [c for c in comparisons if drawn[c.id][0] != drawn[c.id][1] or not same_judge]
+    by_principle = {c.id: _principles(before, after, c) for c in comparisons}
+    touched = [c for c in comparisons if by_principle[c.id] or not same_judge]
     if _made_under(before, "label", folders.get("label")):
         known = first_judgments(read_records(folders["label"] / "judgments.jsonl", Judgment))
         old = {c.id: known[c.id] for c in touched}
@@ -156,9 +160,8 @@ def _labels(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[str, 
     changes = []
     for c in touched:
         p, q = ({(pair.first, pair.second): pair.p for pair in found[c.id].pairs} for found in (old, new))
-        principles = tuple(sorted({principle.id for principle in set(drawn[c.id][0]) ^ set(drawn[c.id][1])}))
         for pair in combinations(range(len(c.responses)), 2):
-            changes.append(LabelChange(c, pair, p.get(pair), q.get(pair), principles))
+            changes.append(LabelChange(c, pair, p.get(pair), q.get(pair), by_principle[c.id]))
     return {
         "labels": tuple(changes),
         "num_pairs": sum(len(c.responses) * (len(c.responses) - 1) // 2 for c in comparisons),
@@ -167,6 +170,24 @@ def _labels(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[str, 
         "num_asked": memory.num_asked - (num_asked_old if same_judge else 0),
         "num_asked_old": num_asked_old,
     }
+
+
+def _principles(before: Bench, after: Bench, comparison: Comparison) -> tuple[str, ...]:
+    """Ids of the principles drawn for a comparison by which it is not asked the same, with the same say, any more."""
+    if before.labeler.drawn(comparison) == after.labeler.drawn(comparison):
+        return ()
+    old, new = (_shown(bench, after.labeler.judge, comparison) for bench in (before, after))
+    return tuple(sorted(name for name in old | new if old.get(name) != new.get(name)))
+
+
+def _shown(bench: Bench, judge: Judge, comparison: Comparison) -> dict[str, list[object]]:
+    """How much each principle drawn counts, and all that `judge` would be shown by it."""
+    weights = bench.labeler.weights()
+    shown: dict[str, list[object]] = {}
+    for question in bench.labeler.questions(comparison):
+        name = question.principle.id
+        shown.setdefault(name, [weights[name]]).append(judge.render(question))
+    return shown
 
 
 def _predicted(bench: Bench, comparisons: Sequence[Comparison], memory: Memory, title: str) -> dict[str, Judgment]:
@@ -190,8 +211,14 @@ def _predicted(bench: Bench, comparisons: Sequence[Comparison], memory: Memory, 
 def _revisions(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[str, Any]:
     """The fields of a Diff that are about revisions."""
     prompts = read_records(folders["data"] / "red_team.jsonl", Prompt)
-    old, new = ([list(map(_asked, step)) for step in _drawn(b, prompts)] for b in (before, after))
-    touched = [p for i, p in enumerate(prompts) if any(a[i] != b[i] for a, b in zip(old, new, strict=True))]
+    stages = [config.build(bench.settings, ["revise"])["revise"] for bench in (before, after)]
+    old, new = (stage.drawn(prompts) for stage in stages)
+    shown = stages[1].shown
+    touched = [
+        prompt
+        for i, prompt in enumerate(prompts)
+        if any(a[i] != b[i] and shown(prompt, a[i]) != shown(prompt, b[i]) for a, b in zip(old, new, strict=True))
+    ]
     changes: list[Change] = []
     num_revised = 0
     if touched:
@@ -211,17 +238,6 @@ def _revisions(before: Bench, after: Bench, folders: dict[str, Path]) -> dict[st
         "num_prompts": len(prompts),
         "num_revised": num_revised,
     }
-
-
-def _drawn(bench: Bench, prompts: Sequence[Prompt]) -> list[list[Principle]]:
-    stage = config.build(bench.settings, ["revise"])["revise"]
-    drawn: list[list[Principle]] = stage.drawn(prompts)
-    return drawn
-
-
-def _asked(principle: Principle) -> Principle:
-    """As far as critiques and revisions go by it."""
-    return replace(principle, comparison=None, weight=1.0, applies_to=())
 
 
 def _by_id(folder: Path) -> dict[str, Revision]:
