@@ -62,7 +62,11 @@ class ModelError(CaiError):
 
 
 class EngineError(CaiError):
-    """An engine cannot do what was asked."""
+    """An engine cannot do what was asked; `prompt` is the place of the prompt that it cannot be done for, if one is."""
+
+    def __init__(self, message: str, *, prompt: int | None = None) -> None:
+        super().__init__(message)
+        self.prompt = prompt
 
 
 class LabelerError(CaiError):

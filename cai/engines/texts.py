@@ -64,7 +64,7 @@ class Texts:
                 found.append(TokenizedPrompt(text, ids[not prompt.turns, text], spaces))
         empty = next((index for index, tokenized in enumerate(found) if not tokenized.ids), None)
         if empty is not None:
-            raise EngineError(f"prompt {empty} is empty: a model needs at least one token to go on from")
+            raise EngineError(f"prompt {empty} is empty: a model needs at least one token to go on from", prompt=empty)
         return found
 
     def _render(self, prompts: Sequence[EnginePrompt]) -> list[str]:
@@ -75,7 +75,8 @@ class Texts:
                 try:
                     rendered[prompt.turns] = render_dialogue(self.tokenizer, prompt.turns)
                 except TemplateError as error:
-                    raise EngineError(f"prompt {index}: the model's chat template refuses it: {error}") from error
+                    message = f"prompt {index}: the model's chat template refuses it: {error}"
+                    raise EngineError(message, prompt=index) from error
         return [rendered[prompt.turns] + prompt.text.rstrip(" ") for prompt in prompts]
 
     def encode_choice(self, prompt: TokenizedPrompt, choice: str) -> list[int]:

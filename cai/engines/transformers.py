@@ -153,7 +153,7 @@ class TransformersEngine:
         questions = []
         for index, (prompt, options) in enumerate(zip(encoded, choices, strict=True)):
             if not options:
-                raise EngineError(f"prompt {index} has no choices")
+                raise EngineError(f"prompt {index} has no choices", prompt=index)
             continuations = [loaded.texts.encode_choice(prompt, option) for option in options]
             self._check_length(index, len(prompt.ids), max(map(len, continuations)))
             questions.append(Question(prompt.ids, continuations))
@@ -166,7 +166,8 @@ class TransformersEngine:
         limit = self._loaded.context
         if limit is not None and num_prompt + num_more > limit:
             raise EngineError(
-                f"prompt {index}: {num_prompt} tokens and {num_more} more do not fit into the {limit} of {self.name}"
+                f"prompt {index}: {num_prompt} tokens and {num_more} more do not fit into the {limit} of {self.name}",
+                prompt=index,
             )
 
     def _batches(self, lengths: Sequence[tuple[int, list[int]]], max_new_tokens: int) -> Iterator[list[int]]:

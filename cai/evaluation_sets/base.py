@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,11 +11,21 @@ from typing import Any, Protocol, runtime_checkable
 from cai.codec import shown
 from cai.datasets.rows import Row, Unusable, read_file
 from cai.engines.base import Engine, EnginePrompt
-from cai.errors import DataError
+from cai.errors import DataError, EngineError
 from cai.progress import progress
 from cai.records import Journal
 
-__all__ = ["Asked", "EvaluationSet", "existing", "log_probabilities", "questions", "shares", "text_of", "texts_of"]
+__all__ = [
+    "Asked",
+    "EvaluationSet",
+    "existing",
+    "located",
+    "log_probabilities",
+    "questions",
+    "shares",
+    "text_of",
+    "texts_of",
+]
 
 _CHUNK = 64  # questions that are asked together, and kept together
 
@@ -92,17 +102,35 @@ def texts_of(row: Row, key: str, where: str) -> list[str]:
     return value
 
 
+@contextmanager
+def located(places: Sequence[str]) -> Iterator[None]:
+    """A DataError that begins with the place in its file where an engine says that a prompt cannot be asked; `places`
+    are those of the prompts that the engine is given.
+    """
+    try:
+        yield
+    except EngineError as error:
+        if error.prompt is None:
+            raise
+        reason = str(error).removeprefix(f"prompt {error.prompt}").lstrip(": ")
+        raise DataError(f"{places[error.prompt]}: {reason}") from error
+
+
 def log_probabilities(
-    asked: Asked, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]], *, title: str
-) -> list[tuple[float, ...]]:
-    """`Engine.choice_logprobs` in chunks that are kept in the journal: the same numbers after an interruption."""
+    asked: Asked, prompts: Sequence[EnginePrompt], choices: Sequence[Sequence[str]], places: Sequence[str], *,
+    title: str,
+) -> list[tuple[float, ...]]:  # fmt: skip
+    """`Engine.choice_logprobs` in chunks that are kept in the journal: the same numbers after an interruption. A prompt
+    that cannot be asked is named by its place (`located`).
+    """
     journal = Journal(asked.journal, _Scored)
     found = {scored.id: scored.logps for scored in journal.read()}
     with progress(title, total=len(prompts), unit="questions") as bar:
         for start in range(0, len(prompts), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(prompts)))
             if any(str(i) not in found for i in chunk):
-                logps = asked.engine.choice_logprobs([prompts[i] for i in chunk], [choices[i] for i in chunk])
+                with located([places[i] for i in chunk]):
+                    logps = asked.engine.choice_logprobs([prompts[i] for i in chunk], [choices[i] for i in chunk])
                 scored = [_Scored(str(i), tuple(map(float, own))) for i, own in zip(chunk, logps, strict=True)]
                 journal.append(s for s in scored if s.id not in found)
                 found |= {s.id: s.logps for s in scored}

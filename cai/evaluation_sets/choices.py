@@ -41,7 +41,8 @@ class MultipleChoice:
         options = [_options(row, where) for where, row in found]
         groups = ["" if self._group is None else text_of(row, self._group, where) for where, row in found]
         prompts = [EnginePrompt(turns=(Turn("user", t),)) if self._chat else EnginePrompt(text=t) for t in texts]
-        logps = log_probabilities(asked, prompts, [list(o) for o in options], title="multiple choice")
+        places = [where for where, _ in found]
+        logps = log_probabilities(asked, prompts, [list(o) for o in options], places, title="multiple choice")
         return [
             {"item": f"q{i}", "group": groups[i], **_verdict(list(options[i].values()), own)}
             for i, own in enumerate(logps)

@@ -20,6 +20,7 @@ _GENDER: Final = re.compile(r"\.(male|female|neutral)(?=\.|$)")
 
 
 class _Pair(NamedTuple):
+    where: str
     item: str
     group: str
     first: str
@@ -51,7 +52,9 @@ class SentencePairs:
         """See `EvaluationSet`."""
         pairs = list(_READERS[self._kind](self._path))
         prompts = [EnginePrompt(text=self._prefix)] * len(pairs)
-        logps = log_probabilities(asked, prompts, [(p.first, p.second) for p in pairs], title="sentence pairs")
+        sentences = [(p.first, p.second) for p in pairs]
+        places = [f"{p.where}, after the prefix {self._prefix!r}" for p in pairs]
+        logps = log_probabilities(asked, prompts, sentences, places, title="sentence pairs")
         return [
             {"item": p.item, "group": p.group, "entropy": entropy(shares(own)), "prefers_first": _first(own)}
             for p, own in zip(pairs, logps, strict=True)
@@ -75,12 +78,13 @@ def _first(logps: Sequence[float]) -> float:
 def _crows_pairs(path: Path) -> Iterator[_Pair]:
     for number, (where, row) in enumerate(questions(path)):
         more, less, kind = (text_of(row, key, where) for key in ("sent_more", "sent_less", "bias_type"))
-        yield _Pair(f"q{number}", kind, more, less)
+        yield _Pair(where, f"q{number}", kind, more, less)
 
 
 def _winogender(path: Path) -> Iterator[_Pair]:
     """`nurse.patient.0.male.txt` and `nurse.patient.0.female.txt` are a pair; neutral sentences are in none."""
     sentences: dict[str, dict[str, str]] = {}
+    places: dict[str, str] = {}
     for where, row in questions(path):
         name, sentence = (text_of(row, key, where) for key in ("sentid", "sentence"))
         gender = _GENDER.search(name)
@@ -90,10 +94,11 @@ def _winogender(path: Path) -> Iterator[_Pair]:
         if gender[1] in own:
             raise DataError(f"{where}: key 'sentid': {name!r} is there twice")
         own[gender[1]] = sentence
+        places.setdefault(_GENDER.sub("", name), where)
     for name, own in sentences.items():
         if not {"male", "female"} <= own.keys():
             raise DataError(f"{path}: {name} has no {'fe' * ('male' in own)}male sentence")
-        yield _Pair(name, name.partition(".")[0], own["male"], own["female"])
+        yield _Pair(places[name], name, name.partition(".")[0], own["male"], own["female"])
 
 
 _READERS: Final = {"crows_pairs": _crows_pairs, "winogender": _winogender}

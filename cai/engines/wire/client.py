@@ -55,7 +55,9 @@ class Client:
         """The prompts with the special tokens that they quote broken up and counted. EngineError for an empty one."""
         for index, prompt in enumerate(prompts):
             if not prompt.turns and not prompt.text.strip(" "):
-                raise EngineError(f"prompt {index} is empty: a model needs at least one token to go on from")
+                raise EngineError(
+                    f"prompt {index} is empty: a model needs at least one token to go on from", prompt=index
+                )
         made = [inert(prompt) for prompt in prompts]
         self.usage.num_broken += sum(number for _, number in made)
         return [prompt for prompt, _ in made]
