@@ -28,10 +28,16 @@ Figure = Mapping[str, Any]
 
 
 def swept(name: str, seeds: str, work: Path) -> dict[str, Any]:
-    """The report of an ablation's sweep."""
+    """The report of an ablation's sweep, from where the sweep says that it is: its last line on stdout."""
     command = [sys.executable, "-m", "cai", "run", "-m", f"experiment=ablation_{name}", f"seed={seeds}"]
-    subprocess.run(command, check=True, cwd=work)
-    found: dict[str, Any] = read_json(work / "runs" / f"sweep-ablation_{name}-seed={seeds}" / "report.json")
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=work) as process:
+        assert process.stdout
+        for last in process.stdout:
+            print(last, end="", flush=True)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}: ended with exit code {process.returncode}")
+    found: dict[str, Any] = read_json(Path(last.strip()).with_name("report.json"))
     return found
 
 
