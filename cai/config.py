@@ -111,8 +111,16 @@ def build(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
             text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
             if isinstance(cause, ConstitutionError) and cause.args == _mistake_in(settings.constitution):
                 raise ConfigError(f"constitution: {text}") from error  # the key that the user gave, not where it went
-            raise ConfigError(f"{key}{f'.{where[1]}' if where else ''}: {text}") from error
+            raise ConfigError(f"{_typed(settings, key, where[1] if where else '')}: {text}") from error
     return built
+
+
+def _typed(settings: Settings, key: str, inner: str) -> str:
+    """The key of what is at `inner` in the node `key`: as the user typed it, where the node took another one whole."""
+    nodes, name = settings.nodes(), inner.partition(".")[0]
+    if name in nodes and nodes[key].get(name) == nodes[name]:  # label.labeler: ${labeler}
+        return inner
+    return f"{key}.{inner}" if inner else key
 
 
 def _mistake_in(name: str) -> tuple[object, ...]:

@@ -191,17 +191,18 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
     [
         (
             "labeler=simulated labeler.column=golld",
-            "label.labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: garbled,",
+            "labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: garbled,",
         ),
         (
             "experiment=rlhf data=hh data.source.path=hh.jsonl",
-            "label.labeler: column: unknown column of the scorer 'gold'. Allowed: boilerplate,",
+            "labeler: column: unknown column of the scorer 'gold'. Allowed: boilerplate,",
         ),
         (
             "experiment=rlhf data=hh data.source.path=hh.jsonl labeler=recorded",
             "labeler.path: the labels in hh.jsonl are of responses that are recorded there too; to train on those in ",
         ),
-        ("labeler.temperature=-1", "label.labeler: temperature: must be 0 or more, got -1"),
+        ("labeler.temperature=-1", "labeler: temperature: must be 0 or more, got -1"),
+        ("labeler=noisy labeler.labeler.temperature=-1", "labeler.labeler: temperature: must be 0 or more, got -1"),
         ("win_rate.labeler.temperature=-1", "win_rate.labeler: temperature: must be 0 or more, got -1"),
         ("revise.temperature=-1", "revise: temperature: must be 0 or more, got -1"),
         ("sample.temperature=-0.5", "sample: temperature: must be 0 or more, got -0.5"),
