@@ -157,7 +157,7 @@ def test_a_job_returns_its_objective(project: Path) -> None:
 def test_sweepers_and_launchers_that_are_not_installed_are_named(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for group, name in (("hydra/sweeper", "optuna"), ("hydra/launcher", "submitit_slurm")):
+    for group, name in (("hydra/sweeper", "ax"), ("hydra/launcher", "ray")):
         assert cli.main(["run", "-m", "seed=1,2", f"{group}={name}"]) == 2
         assert f"{group}: unknown option {name!r}" in capsys.readouterr().err
 
