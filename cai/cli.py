@@ -263,8 +263,31 @@ what one arm alone is to have goes into its own list, which names all that it ha
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command: 0 when it went well, 1 when what it tested fails, 2 after a mistake of the user's, 3 when a run
-    waits for people's labels. One line on stderr says which.
+    waits for people's labels. One line on stderr says which. As after a signal, 130 for Ctrl-C, and 141, without
+    a word, when nobody reads the output any more (`cai ... | head`).
     """
+    try:
+        try:
+            return _main(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an error can be caught, and not when Python ends
+    except BrokenPipeError:
+        _drop_output()
+        return 128 + 13  # SIGPIPE
+
+
+def _drop_output() -> None:
+    """Send what is left in buffers nowhere, as Python's documentation has it: it would be written when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    """`main`, as long as what it prints is read."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no overrides behind -m; Hydra's users put them there.

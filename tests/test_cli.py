@@ -77,6 +77,17 @@ def test_light_commands_load_no_torch(project: Path, arguments: list[str]) -> No
     assert done.stdout.splitlines()[-1] == "[] 0"
 
 
+@pytest.mark.parametrize("arguments", [["constitution", "check"], ["constitution", "diff", "sandbox", "sandbox"]])
+def test_a_reader_who_leaves_ends_a_command_quietly(workdir: Path, arguments: list[str]) -> None:
+    """As in `cai ... | head`, also where rich writes; the exit code is what the shell has for SIGPIPE."""
+    command = [sys.executable, "-c", "import sys, cai.cli; sys.exit(cai.cli.main())", *arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_mistake_is_found_without_torch(project: Path) -> None:
     program = "import sys, cai.cli; print(cai.cli.main(), 'torch' in sys.modules)"
     command = [sys.executable, "-c", program, "run", "revise.factor=two"]

@@ -25,8 +25,14 @@ def console() -> "Console":
     """Standard output, as wide as the terminal."""
     from rich.console import Console
 
+    class Piped(Console):
+        """Without rich's way to end where nobody reads: exit code 1, which says that an example failed."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_WIDTH if plain else None, highlight=False, markup=False, emoji=False)
+    return Piped(width=_WIDTH if plain else None, highlight=False, markup=False, emoji=False)
 
 
 def heading(out: "Console", text: str) -> None:
