@@ -119,8 +119,10 @@ def test_an_unfinished_run_is_left_out(project: Path, capsys: pytest.CaptureFixt
 def test_a_job_that_never_began_is_left_out_too(tmp_path: Path) -> None:
     write_json(tmp_path / "sweep/a/job.json", {"state": "running", "error": ""})
     write_json(tmp_path / "sweep/b/job.json", {"state": "failed", "error": "no such file"})
+    write_json(tmp_path / "sweep/c/job.json", {"state": "waiting", "error": "8 of 8 labels are missing"})
     folders, left_out = finished([tmp_path / "sweep"])
-    assert folders == [] and left_out == {"a": "stopped before its first step was done", "b": "no such file"}
+    told = {"b": "no such file", "c": "8 of 8 labels are missing"}
+    assert folders == [] and left_out == {"a": "stopped before its first step was done", **told}
     with pytest.raises(DataError, match="no run folder"):
         finished([tmp_path / "elsewhere"])
 

@@ -99,7 +99,7 @@ def _unfinished(folder: Path) -> str:
 
     if (folder / STATE).is_file():
         job = read_object(folder / STATE, "state", "error")
-        if job["state"] == "failed":
+        if job["state"] in ("failed", "waiting"):
             return str(job["error"])
     if not (folder / "run.json").is_file():
         # the folder of a job with arms has the job's state, and the runs are below
