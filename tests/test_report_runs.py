@@ -161,3 +161,14 @@ def test_a_command_can_be_pasted(tmp_path: Path) -> None:
     given = ["steps=[data,revise]", "arms.rlhf=['labeler=simulated']"]
     (run,) = read_runs([run_folder(tmp_path, "a", given)])
     assert run.command.startswith("cai run ") and shlex.split(run.command) == ["cai", "run", *given]
+
+
+def test_models_of_the_same_responses_are_one(tmp_path: Path) -> None:
+    """Arms with other numbers of comparisons have evaluations of their own of one SL-CAI."""
+    folders = [run_folder(tmp_path, f"n{n}", [f"data.count={n}"]) for n in (100, 300)]
+    for folder in folders:
+        for stage in ("evaluate_base", "evaluate_sl_cai"):
+            path = Path(read_json(folder / "run.json")["stages"][stage]["path"])
+            (path / "responses.jsonl").write_text(f"what {stage} says\n")
+    names = [policy.name for policy in policies_of(read_runs(folders))]
+    assert names == ["Base", "SL-CAI", "n100", "n300"]

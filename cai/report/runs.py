@@ -310,7 +310,7 @@ def _shared(runs: Sequence[Run], stage: str, kind: str, name: str) -> list[Polic
     groups: list[tuple[list[str], dict[int, str], list[Run]]] = []
     arms = by_arm([run for run in runs if stage in run.outputs])
     for arm, own in arms.items():
-        made = {run.seed: _identity(run.outputs[stage], kind) for run in own}
+        made = {run.seed: _identity(run.outputs[stage]) for run in own}
         for names, theirs, members in groups:
             common = made.keys() & theirs.keys()
             if common and all(made[seed] == theirs[seed] for seed in common):
@@ -330,12 +330,12 @@ def _shared(runs: Sequence[Run], stage: str, kind: str, name: str) -> list[Polic
     ]
 
 
-def _identity(output: Output, kind: str) -> str:
-    """What tells one evaluated model from another. The base model is the same whatever came after, although what its
-    evaluation holds beside its responses (the distance to SL-CAI) is not.
+def _identity(output: Output) -> str:
+    """What tells one evaluated model from another: its responses. It is the same whatever came after, and where arms
+    have other data for what comes after; what else its evaluation holds (of the base, the distance to SL-CAI) is not.
     """
     responses = output.path / "responses.jsonl"
-    return digest_file(responses) if kind == "base" and responses.is_file() else output.fingerprint
+    return digest_file(responses) if responses.is_file() else output.fingerprint
 
 
 def _in_common(group: Sequence[str], arms: Sequence[str]) -> str:
