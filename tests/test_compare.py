@@ -30,6 +30,7 @@ def test_jobs_are_in_the_order_of_their_values(project: Path) -> None:
     assert listed(project / "own/report.html") == [f"run-data.count={n}" for n in (2, 9, 10)]
 
 
+@pytest.mark.slow
 def test_arms_are_in_the_order_of_the_preset(project: Path) -> None:
     echo_experiment(project, {name: [f"labeler={who}"] for name, who in (("z", "ai"), ("a", "simulated"))})
     assert cli.main(["run", "experiment=both", "name=one"]) == 0

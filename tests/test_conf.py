@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,17 @@ def build(settings: config.Settings) -> dict[str, Any]:
     return config.build(settings, keys)
 
 
-@pytest.mark.parametrize("choice", ["seed=0", *choices()])
+def some_slow(cases: list[Any], quick: Callable[[int, Any], bool]) -> list[Any]:
+    """Composing takes a quarter of a second: those that are not `quick` wait for the slow tests."""
+    return [case if quick(i, case) else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
+
+
+PRESET_CHOICES = some_slow(
+    [("seed=0",), *((choice,) for choice in choices())], lambda _, case: "=ablation_" not in case[0]
+)
+
+
+@pytest.mark.parametrize(("choice",), PRESET_CHOICES)
 def test_every_preset_composes_and_builds(choice: str) -> None:
     settings = composed(choice, *NEEDED.get(choice, []))
     stages = build(settings)
@@ -119,13 +130,12 @@ def test_evaluation_sets_are_put_to_every_model_once_there_are_some() -> None:
         chosen(["sets_base"], without.nodes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", sorted({*options("experiment")} - {"sandbox_pretrain"}))  # that has no recipe
 def test_evaluation_sets_are_put_to_the_models_of_every_experiment(experiment: str) -> None:
-    given = [f"experiment={experiment}", *NEEDED.get(f"experiment={experiment}", []), "evaluation_sets=sandbox"]
-    settings = config.compose(given)
-    names = {step.name for step in chosen(settings.steps, settings.nodes())}
+    steps = composed(f"experiment={experiment}", *NEEDED.get(f"experiment={experiment}", [])).steps
     models = {"sets_base": "data", "sets_sl_cai": "sft", "sets_policy": "rl"}
-    assert {name for name in models if name in names} == {name for name, made in models.items() if made in names}
+    assert {name for name in models if name in steps} == {name for name, made in models.items() if made in steps}
 
 
 def test_the_judge_of_win_rates_does_not_follow_the_labeler() -> None:
@@ -186,56 +196,56 @@ def test_every_argument_of_a_target_is_in_its_yaml() -> None:
             assert not missing, f"{key}: {sorted(missing)}"
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (
-            "labeler=simulated labeler.column=golld",
-            "labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: garbled,",
-        ),
-        (
-            "experiment=rlhf data=hh data.source.path=hh.jsonl",
-            "labeler: column: unknown column of the scorer 'gold'. Allowed: boilerplate,",
-        ),
-        (
-            "experiment=rlhf data=hh data.source.path=hh.jsonl labeler=recorded",
-            "labeler.path: the labels in hh.jsonl are of responses that are recorded there too; to train on those in ",
-        ),
-        ("labeler.temperature=-1", "labeler: temperature: must be 0 or more, got -1"),
-        ("labeler=noisy labeler.labeler.temperature=-1", "labeler.labeler: temperature: must be 0 or more, got -1"),
-        ("win_rate.labeler.temperature=-1", "win_rate.labeler: temperature: must be 0 or more, got -1"),
-        ("revise.temperature=-1", "revise: temperature: must be 0 or more, got -1"),
-        ("sample.temperature=-0.5", "sample: temperature: must be 0 or more, got -0.5"),
-        ("evaluate.temperature=nan", "evaluate: temperature: must be 0 or more, got nan"),
-        ("revise.max_new_tokens=0", "revise: max_new_tokens: must be 1 or more, got 0"),
-        ("sample.max_new_tokens=0", "sample: max_new_tokens: must be 1 or more, got 0"),
-        ("evaluate.max_new_tokens=-3", "evaluate: max_new_tokens: must be 1 or more, got -3"),
-        ("engine.dtype=flot32", "engine.dtype: must be one of float32, bfloat16, float16, got 'flot32'"),
-        ("engine.device=cudaa", "engine: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
-        ("engine.device=1", "engine.device: must be text, got 1"),
-        ("engine.max_batch_tokens=0", "engine: max_batch_tokens: must be 1 or more, got 0"),
-        ("engine=endpoint", "evaluate: engine: must have the weights at hand: servers do not tell log-probabilities"),
-        ("labeler=endpoint", "labeler.model: must be text, got None"),
-        ("endpoint.mode=logprobs", "endpoint.mode: must be one of auto, logprob, decision, sampled, parsed, got"),
-        ("endpoint.base_urls=[localhost:8000]", "endpoint: base_urls: must be like http://localhost:8000/v1, got 'loc"),
-        ("endpoint.base_urls=['http://me:pw@x/v1']", "endpoint: base_urls: must not hold a password; name a variable"),
-        ("endpoint.api_key_env=NOT_SET", "endpoint: api_key_env: the environment has no variable 'NOT_SET'"),
-        ("endpoint.concurrency=0", "endpoint: concurrency: must be 1 or more, got 0"),
-        ("endpoint.prices={x:{input:1}}", "endpoint: prices.x: needs input and output, in USD per million tokens, got"),
-        ("endpoint.prices={x:{input:1,output:1,cash:1}}", "endpoint: prices.x: unknown price 'cash'; did you mean 'ca"),
-        ("rl.device=cudaa", "rl: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
-        ("sft.device=gpu", "sft: unknown device 'gpu'; did you mean 'cpu'? Allowed: auto,"),
-        ("reward.device=cuda:1", "reward: device: this trainer takes the first GPU it sees, got 'cuda:1'; set CUDA_V"),
-        ("data.source.num_rl=-4", "data.source: num_rl: must be 1 or more, got -4"),
-        ("data.source.num_evaluation=0", "data.source: num_evaluation: must be 1 or more, got 0"),
-        ("data.source.num_demonstrations=-1", "data.source: num_demonstrations: must be 0 or more, got -1"),
-        (
-            "data=hh data.source.path=hh.jsonl data.source.num_red_team=0",
-            "data.source: num_red_team: must be 1 or more, got 0",
-        ),
-        ("model=hf model.path=mamba", "mamba: a model of type 'mamba' cannot become a reward model"),
-    ],
-)
+MISTAKES = [
+    (
+        "labeler=simulated labeler.column=golld",
+        "labeler: column: unknown column of the scorer 'golld'; did you mean 'gold'? Allowed: garbled,",
+    ),
+    (
+        "experiment=rlhf data=hh data.source.path=hh.jsonl",
+        "labeler: column: unknown column of the scorer 'gold'. Allowed: boilerplate,",
+    ),
+    (
+        "experiment=rlhf data=hh data.source.path=hh.jsonl labeler=recorded",
+        "labeler.path: the labels in hh.jsonl are of responses that are recorded there too; to train on those in ",
+    ),
+    ("labeler.temperature=-1", "labeler: temperature: must be 0 or more, got -1"),
+    ("labeler=noisy labeler.labeler.temperature=-1", "labeler.labeler: temperature: must be 0 or more, got -1"),
+    ("win_rate.labeler.temperature=-1", "win_rate.labeler: temperature: must be 0 or more, got -1"),
+    ("revise.temperature=-1", "revise: temperature: must be 0 or more, got -1"),
+    ("sample.temperature=-0.5", "sample: temperature: must be 0 or more, got -0.5"),
+    ("evaluate.temperature=nan", "evaluate: temperature: must be 0 or more, got nan"),
+    ("revise.max_new_tokens=0", "revise: max_new_tokens: must be 1 or more, got 0"),
+    ("sample.max_new_tokens=0", "sample: max_new_tokens: must be 1 or more, got 0"),
+    ("evaluate.max_new_tokens=-3", "evaluate: max_new_tokens: must be 1 or more, got -3"),
+    ("engine.dtype=flot32", "engine.dtype: must be one of float32, bfloat16, float16, got 'flot32'"),
+    ("engine.device=cudaa", "engine: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
+    ("engine.device=1", "engine.device: must be text, got 1"),
+    ("engine.max_batch_tokens=0", "engine: max_batch_tokens: must be 1 or more, got 0"),
+    ("engine=endpoint", "evaluate: engine: must have the weights at hand: servers do not tell log-probabilities"),
+    ("labeler=endpoint", "labeler.model: must be text, got None"),
+    ("endpoint.mode=logprobs", "endpoint.mode: must be one of auto, logprob, decision, sampled, parsed, got"),
+    ("endpoint.base_urls=[localhost:8000]", "endpoint: base_urls: must be like http://localhost:8000/v1, got 'loc"),
+    ("endpoint.base_urls=['http://me:pw@x/v1']", "endpoint: base_urls: must not hold a password; name a variable"),
+    ("endpoint.api_key_env=NOT_SET", "endpoint: api_key_env: the environment has no variable 'NOT_SET'"),
+    ("endpoint.concurrency=0", "endpoint: concurrency: must be 1 or more, got 0"),
+    ("endpoint.prices={x:{input:1}}", "endpoint: prices.x: needs input and output, in USD per million tokens, got"),
+    ("endpoint.prices={x:{input:1,output:1,cash:1}}", "endpoint: prices.x: unknown price 'cash'; did you mean 'ca"),
+    ("rl.device=cudaa", "rl: unknown device 'cudaa'; did you mean 'cuda'? Allowed: auto,"),
+    ("sft.device=gpu", "sft: unknown device 'gpu'; did you mean 'cpu'? Allowed: auto,"),
+    ("reward.device=cuda:1", "reward: device: this trainer takes the first GPU it sees, got 'cuda:1'; set CUDA_V"),
+    ("data.source.num_rl=-4", "data.source: num_rl: must be 1 or more, got -4"),
+    ("data.source.num_evaluation=0", "data.source: num_evaluation: must be 1 or more, got 0"),
+    ("data.source.num_demonstrations=-1", "data.source: num_demonstrations: must be 0 or more, got -1"),
+    (
+        "data=hh data.source.path=hh.jsonl data.source.num_red_team=0",
+        "data.source: num_red_team: must be 1 or more, got 0",
+    ),
+    ("model=hf model.path=mamba", "mamba: a model of type 'mamba' cannot become a reward model"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), some_slow(MISTAKES, lambda i, _: i % 3 == 0))
 def test_a_mistake_in_a_value_is_one_line_before_anything_runs(
     command: str, message: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from cai.records import read_json
 __all__ = ["project"]  # a fixture
 
 
+@pytest.mark.slow
 def test_all_mistakes_that_can_be_known_are_told_before_the_first_job(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_sweep_of_one_job_calls_it_by_its_folder(project: Path, capsys: pytest
     assert capsys.readouterr().out.splitlines()[0] == "--- job run"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_waits_for_people_has_not_failed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     people = ["~revise.factor", "revise._target_=tiny.People", "+revise.who=ada,nobody"]
     assert cli.main(["run", "-m", *people]) == 3

@@ -163,7 +163,9 @@ def test_the_settings_of_a_run_are_taken_up_whole(workdir: Path) -> None:
         assert runs.command(workdir) == [*asked, *more]
 
 
-@pytest.mark.parametrize("arm", ["rlhf", "rlaif", "simulated"])
+@pytest.mark.parametrize(
+    "arm", ["rlaif", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("rlhf", "simulated"))]
+)
 def test_an_arm_is_taken_up_without_what_was_asked_of_another(arm: str, workdir: Path) -> None:
     asked = ["experiment=demo", "labeler=simulated", "labeler.agreement=0.6"]
     write_json(workdir / "run.json", {"command": ["cai", "run", *asked], "arm": arm})
