@@ -49,7 +49,7 @@ def test_orders_cannot_disagree_on_responses_that_are_alike(tmp_path: Path) -> N
     (folder, *_) = make_runs(tmp_path, seeds=(0,), num_prompts=8, num_comparisons=8)
     path = Path(read_json(folder / "run.json")["stages"]["win_rate"]["path"]) / "wins.jsonl"
     rows = read_rows(path)
-    even = {"p_a": 0.5, "p_a_shown_first": 0.5, "p_a_shown_second": 0.5, "consistent": False, "winner": "tie"}
+    even = {"p_a": 0.5, "p_a_shown_first": 0.6, "p_a_shown_second": 0.4, "consistent": False, "winner": "tie"}
     write_rows(path, [row | (even if i % 2 else {}) for i, row in enumerate(rows)])
     (rate,) = (r for r in quick([folder]).win_rates if r.judge == "AI judge")
     assert rate.estimate.num == len(rows) and rate.inconsistent is not None

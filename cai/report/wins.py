@@ -136,10 +136,11 @@ def _outcome(a: float | None, b: float | None) -> float:
 
 
 def _swayed(row: Mapping[str, Any]) -> float:
-    """Whether the orders disagree; of two responses that are alike no order could say which is better."""
+    """Whether the orders disagree. Not asked of two equal responses, whose probabilities cancel to exactly a half:
+    no order could say which is better.
+    """
     consistent = row.get("consistent")
-    alike = row.get("p_a_shown_first") == row.get("p_a_shown_second") == 0.5
-    return math.nan if consistent is None or alike else float(not consistent)
+    return math.nan if consistent is None or row.get("p_a") == 0.5 else float(not consistent)
 
 
 # --- win rates --------------------------------------------------------------------------------------------------------
