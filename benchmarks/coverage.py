@@ -19,10 +19,11 @@ import numpy as np
 
 from cai.records import write_json
 from cai.report.agreement import kappa_of, kappa_table
+from cai.report.formulas import holm
 from cai.report.ratings import ratings
 from cai.report.resampling import Table, mean_table
 from cai.report.runs import Policy
-from cai.report.statistics import Bootstrap, Estimate, holm
+from cai.report.statistics import Bootstrap, Estimate
 from cai.report.wins import MARGIN, Match, win_rates
 
 PROMPTS, SAMPLES, DRAWS = 200, 2, 1000

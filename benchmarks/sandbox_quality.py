@@ -33,7 +33,7 @@ from cai.progress import progress
 from cai.prompts import PromptFamily
 from cai.records import read_json, write_json
 from cai.rendered import TextSlot
-from cai.report.statistics import wilson
+from cai.report.formulas import wilson
 from cai.rl.calibration import expected_calibration_error, reliability
 from cai.sandbox.grammar import Split, make_prompts
 from cai.sandbox.oracle import read_parsed

@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import cai
 from cai.errors import CaiError
@@ -273,8 +274,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where an error can be caught, and not when Python ends
     except BrokenPipeError:
+        if not any(map(_is_unread, (sys.stdout, sys.stderr))):
+            raise  # another pipe, of a worker or a server
         _drop_output()
         return 128 + 13  # SIGPIPE
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether what is written there goes to a pipe that nobody reads."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except OSError:  # no file: a buffer in memory
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _drop_output() -> None:

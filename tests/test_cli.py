@@ -88,6 +88,15 @@ def test_a_reader_who_leaves_ends_a_command_quietly(workdir: Path, arguments: li
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_another_pipe_that_breaks_is_no_reader_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(argv: object) -> int:
+        raise BrokenPipeError("a worker's queue")
+
+    monkeypatch.setattr(cli, "_main", broken)
+    with pytest.raises(BrokenPipeError, match="a worker's queue"):
+        cli.main(["doctor"])
+
+
 def test_a_mistake_is_found_without_torch(project: Path) -> None:
     program = "import sys, cai.cli; print(cai.cli.main(), 'torch' in sys.modules)"
     command = [sys.executable, "-c", program, "run", "revise.factor=two"]

@@ -75,6 +75,19 @@ def test_a_policy_that_keeps_less_to_a_principle_is_below_zero(num_seeds: int) -
     assert few.net.low < 0 < few.net.value < few.net.high
 
 
+def test_the_net_of_few_judgments_holds_the_truth() -> None:
+    """Wins and losses exclude each other: intervals that took them for independent would hold it in 83 % of studies."""
+    rng, bootstrap, held = np.random.default_rng(0), Bootstrap(num_draws=400), 0
+    for _ in range(100):
+        ps = rng.choice([0.9, 0.1, 0.5], size=20, p=[0.2, 0.7, 0.1])
+        rows = [
+            {"prompt_id": f"{i}", "response_id": f"{i}/0", "principle": "gentle", "p_a": p} for i, p in enumerate(ps)
+        ]
+        (found,) = adherence(("RLAIF", "SL-CAI"), {0: rows}, bootstrap)
+        held += found.net.low <= -0.5 <= found.net.high
+    assert held >= 90  # 95 expected, sd 2.2
+
+
 @pytest.mark.slow
 def test_how_far_principles_agree(figures: dict[str, Any], runs: list[Path]) -> None:
     concord = figures["principles"]["concord"]

@@ -10,9 +10,9 @@ import pytest
 from synthetic_runs import make_runs
 
 from cai.records import read_json, write_json, write_rows
+from cai.report.formulas import wilson
 from cai.report.layout import render
 from cai.report.page import as_json, gather, pictures
-from cai.report.statistics import wilson
 
 Rows = Sequence[Mapping[str, Any]]
 STAGES = ("sets_base", "sets_sl_cai", "sets_policy")
@@ -28,8 +28,7 @@ def with_sets(folders: Sequence[Path], sets: Mapping[str, Mapping[str, Rows]], *
                 write_rows(path / f"{name}.jsonl", rows)
             told = {name: {"kind": "MultipleChoice", "num_items": len(rows), "means": {}} for name, rows in own.items()}
             write_json(path / "sets.json", {"sets": told, "best_of_n": best_of_n and stage == "sets_policy"})
-            made_by = f"{folder.name}-{stage}" if stage == "sets_policy" else stage
-            run["stages"][stage] = {"fingerprint": made_by, "path": str(path)}
+            run["stages"][stage] = {"fingerprint": f"{folder.name}-{stage}", "path": str(path)}
         write_json(folder / "run.json", run)
 
 

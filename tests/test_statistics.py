@@ -19,8 +19,9 @@ from cai.report.agreement import (
     kappa_of,
     kappa_table,
 )
+from cai.report.formulas import holm, wilson
 from cai.report.resampling import mean_table
-from cai.report.statistics import Bootstrap, holm, wilson
+from cai.report.statistics import Bootstrap
 
 # --- the mean and its interval ----------------------------------------------------------------------------------------
 
@@ -61,6 +62,26 @@ def test_zero_events_do_not_give_an_interval_of_width_zero() -> None:
     assert estimate.method == "wilson"
     assert (estimate.value, estimate.low) == (0.0, 0.0)
     assert estimate.high == pytest.approx(0.0188, abs=1e-3)
+
+
+@pytest.mark.parametrize(("few", "many", "value"), [((3, 3), (0, 400), 0.5), ((4, 8), (0, 500), 0.25)])
+def test_few_events_are_counted_and_not_worked_out_of_the_mean(
+    few: tuple[int, int], many: tuple[int, int], value: float
+) -> None:
+    """Two seeds that count very different numbers: what is sure of the large one says nothing of the small one."""
+    tables = [
+        mean_table(seed, names(num, f"{seed}-"), [1.0] * events + [0.0] * (num - events), is_rate=True)
+        for seed, (events, num) in enumerate((few, many))
+    ]
+    found = Bootstrap(num_draws=500).estimate(tables)
+    assert found is not None and found.value == value and found.method == "wilson"
+    assert found.low < value - 0.1 and found.high > value + 0.15
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_one_prompt_a_seed_is_no_interval(num_seeds: int) -> None:
+    tables = [mean_table(seed, [f"{seed}"], [1.5 + seed]) for seed in range(num_seeds)]
+    assert Bootstrap(num_draws=50).estimate(tables) is None
 
 
 def test_repeated_samples_of_one_prompt_are_no_new_evidence() -> None:

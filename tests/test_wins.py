@@ -45,15 +45,20 @@ def by_chance(rng: np.random.Generator, scores: Mapping[str, float], num: int) -
     return found
 
 
-def test_orders_cannot_disagree_on_responses_that_are_alike(tmp_path: Path) -> None:
+def test_orders_cannot_disagree_on_responses_that_are_equal(tmp_path: Path) -> None:
+    """They are known by their texts: a judge who goes by the place alone gives a half to different ones, too."""
     (folder, *_) = make_runs(tmp_path, seeds=(0,), num_prompts=8, num_comparisons=8)
-    path = Path(read_json(folder / "run.json")["stages"]["win_rate"]["path"]) / "wins.jsonl"
-    rows = read_rows(path)
-    even = {"p_a": 0.5, "p_a_shown_first": 0.6, "p_a_shown_second": 0.4, "consistent": False, "winner": "tie"}
-    write_rows(path, [row | (even if i % 2 else {}) for i, row in enumerate(rows)])
+    stages = read_json(folder / "run.json")["stages"]
+    ours, theirs = (Path(stages[name]["path"]) / "responses.jsonl" for name in ("evaluate_policy", "evaluate_sl_cai"))
+    texts = {row["id"]: row["text"] for row in read_rows(theirs)}
+    answers = read_rows(ours)
+    write_rows(ours, [row | ({"text": texts[row["id"]]} if i % 2 else {}) for i, row in enumerate(answers)])
+    path = Path(stages["win_rate"]["path"]) / "wins.jsonl"
+    by_place = {"p_a": 0.5, "p_a_shown_first": 1.0, "p_a_shown_second": 0.0, "consistent": False, "winner": "tie"}
+    write_rows(path, [row | by_place for row in read_rows(path)])
     (rate,) = (r for r in quick([folder]).win_rates if r.judge == "AI judge")
-    assert rate.estimate.num == len(rows) and rate.inconsistent is not None
-    assert rate.inconsistent.value == pytest.approx(np.mean([not row["consistent"] for row in rows[::2]]))
+    assert rate.inconsistent is not None and rate.inconsistent.value == 1.0
+    assert rate.inconsistent.num == sum(texts[row["id"]] != row["text"] for row in read_rows(ours)) < len(answers)
 
 
 # --- parity -----------------------------------------------------------------------------------------------------------

@@ -118,8 +118,9 @@ def _unlabelled(folder: Path) -> str:
 
 
 def _first(left_out: Mapping[str, str]) -> str:
-    """One line about the first of the runs that are left out; about none, where job folders alone are there."""
-    return next((f"{name}: {why}" for name, why in left_out.items()), "")
+    """One line about the first of the runs that are left out."""
+    name, why = next(iter(left_out.items()))
+    return f"{name}: {why}"
 
 
 def _name(folder: Path, root: Path) -> str:

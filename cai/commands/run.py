@@ -103,14 +103,15 @@ def placed(folder: Path, plan: str) -> Iterator[Path]:
         own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         if not _is_free(own, plan):
             continue
-        with locked(own / "run.lock", own.name):
+        with locked(own / "plan.lock", own.name):
             if not _is_free(own, plan):  # another plan took it at the same moment
                 continue
-            if own != folder:
-                print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {own.name}")
             write_json(own / "plan.json", {"plan": plan})
+        if own != folder:
+            print(f"{folder} holds another run (settings, texts or versions differ); this one goes to {own.name}")
+        with locked(own / "run.lock", own.name):
             yield own
-            return
+        return
 
 
 def _is_free(folder: Path, plan: str) -> bool:

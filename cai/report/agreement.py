@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cai.report.formulas import wilson
 from cai.report.resampling import Floats, Table, mean_table, ratio, table_of
-from cai.report.statistics import Bootstrap, Estimate, wilson
+from cai.report.statistics import Bootstrap, Estimate
 
 __all__ = [
     "Agreement",

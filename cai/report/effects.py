@@ -11,10 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cai.report.formulas import holm
 from cai.report.measures import PRIMARY, Measured
 from cai.report.resampling import Floats
 from cai.report.runs import Policy
-from cai.report.statistics import Bootstrap, Estimate, holm
+from cai.report.statistics import Bootstrap, Estimate
 from cai.report.wins import MARGIN
 
 __all__ = ["Effect", "FrontShare", "factors_of", "fronts", "main_effects"]

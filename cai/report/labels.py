@@ -14,8 +14,9 @@ from typing import Final
 from cai.labelers.feedback import own_pairs
 from cai.labelers.statistics import both_orders
 from cai.report.agreement import Agreement, Estimator, human_ceiling
+from cai.report.formulas import wilson
 from cai.report.judged import Judged, Key, key_of
-from cai.report.statistics import Bootstrap, Estimate, wilson
+from cai.report.statistics import Bootstrap, Estimate
 
 __all__ = ["ArmLabels", "Labels", "Position", "labels_of_arms", "prompts_by_seed", "read_labels"]
 

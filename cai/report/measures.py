@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from cai.errors import DataError
+from cai.report.formulas import holm
 from cai.report.resampling import UNBOUNDED, Table, mean_table
 from cai.report.runs import Output, Policy, Run, leads_to, pairs_of_arms
-from cai.report.statistics import Bootstrap, Estimate, holm
+from cai.report.statistics import Bootstrap, Estimate
 from cai.report.wins import MARGIN
 
 __all__ = [

@@ -310,7 +310,7 @@ def _shared(runs: Sequence[Run], stage: str, kind: str, name: str) -> list[Polic
     groups: list[tuple[list[str], dict[int, str], list[Run]]] = []
     arms = by_arm([run for run in runs if stage in run.outputs])
     for arm, own in arms.items():
-        made = {run.seed: _identity(run.outputs[stage]) for run in own}
+        made = {run.seed: _identity(run.outputs.get(f"evaluate_{kind}", run.outputs[stage])) for run in own}
         for names, theirs, members in groups:
             common = made.keys() & theirs.keys()
             if common and all(made[seed] == theirs[seed] for seed in common):

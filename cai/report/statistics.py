@@ -15,14 +15,16 @@ of three seeds its 95 % interval covers the truth in 73 % of studies where seeds
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Final
 
 import numpy as np
 from scipy.special import chdtri, stdtr, stdtrit
 
+from cai.report.formulas import score_interval
 from cai.report.resampling import Floats, Resampler, Statistic, Table, mean_of, same_counts
 
-__all__ = ["SEEDS", "Bootstrap", "Estimate", "holm", "wilson"]
+__all__ = ["SEEDS", "Bootstrap", "Estimate"]
 
 FEW: Final = (
     10  # a rate with fewer events (or non-events) gets Wilson's interval: percentiles of the bootstrap are too short
@@ -87,7 +89,7 @@ class Bootstrap:
 
     def estimate(self, tables: Sequence[Table], statistic: Statistic = mean_of) -> Estimate | None:
         """The mean of the tables' statistics, with its interval; None where nothing counts, or too little for one: what
-        is counted on a single prompt of one seed or two, unless it is a rate.
+        is counted on a single prompt in one seed or two, unless it is a rate.
         """
         tables = _counting(tables, statistic)
         if not tables:
@@ -103,14 +105,14 @@ class Bootstrap:
         )
         spread = self._spread(tables, statistic)
         if statistic is mean_of and all(t.is_rate for t in tables):
-            events = value * result.num
-            if spread.variance == 0 or min(events, result.num - events) < FEW:
-                return self._wilson(result, spread, "wilson")
-            if len(tables) >= SEEDS:
-                return self._wilson(result, spread, "seeds")
+            events = sum(float(t.sums[:, 0].sum()) for t in tables)
+            few = spread.variance == 0 or min(events, result.num - events) < FEW
+            if few or len(tables) >= SEEDS:
+                return self._wilson(result, spread, tables, few)
         if len(tables) >= SEEDS:
             return _within(self._student(result, spread), _bounds(tables))
-        return self._percentiles(result, self._draws(tables, statistic)) if result.num_prompts > 1 else None
+        alone = all(sum(1 for _ in t.counted()) < 2 for t in tables)  # nothing to draw again
+        return None if alone else self._percentiles(result, self._draws(tables, statistic))
 
     def difference(
         self, a: Sequence[Table], b: Sequence[Table], statistic: Statistic = mean_of, *, margin: float | None = None
@@ -157,7 +159,8 @@ class Bootstrap:
             per_seed={s: sum(weight * e.per_seed[s] for weight, e in known) - null for s in seeds},
         )
         if any(e.method == "wilson" for _, e in known):
-            result = self._mover(result, known, self._spread_of(parts, [], statistic).df, margin)
+            terms = [weight * self._draws(tables, statistic) for weight, tables in parts]
+            result = self._mover(result, known, terms, self._spread_of(parts, [], statistic).df, margin)
         elif any(len(e.per_seed) < SEEDS for _, e in known):
             own = [(weight, self._draws(tables, statistic)) for weight, tables in parts]
             result = self._percentiles(result, _weighted(own) - null, margin)
@@ -226,31 +229,50 @@ class Bootstrap:
         result = replace(result, low=result.value - reach, high=result.value + reach, method="seeds")
         return _tested(result, (error, error), spread.df, margin)
 
-    def _wilson(self, result: Estimate, spread: _Spread, method: str) -> Estimate:
+    def _wilson(self, result: Estimate, spread: _Spread, tables: Sequence[Table], few: bool) -> Estimate:
         """Wilson's interval: after 0 of 200 events all resamples are 0, and the truth need not be. With several seeds
         it keeps a rate's interval between 0 and 1.
 
         The effective number of trials is what gives the variance, p (1 - p) / variance, at most `num` where events are
-        few; with no variance to go by, the number of prompts.
+        few. With no variance to go by, each seed's prompts are trials of its own part of the mean; prompts that seeds
+        share count once.
         """
-        trials = result.value * (1 - result.value) / spread.variance if spread.variance else result.num_prompts
-        trials = min(trials, result.num) if method == "wilson" else trials
-        low, high = _wilson(result.value * trials, trials, spread.quantile(self._level))
-        return replace(result, low=low, high=high, method=method)
+        if spread.variance:
+            trials = result.value * (1 - result.value) / spread.variance
+            trials = min(trials, result.num) if few else trials
+        else:
+            counted = [sum(1 for _ in t.counted()) for t in tables]
+            trials = min(len(tables) ** 2 / sum(1 / num for num in counted), result.num_prompts)
+        low, high = score_interval(result.value * trials, trials, spread.quantile(self._level))
+        return replace(result, low=low, high=high, method="wilson" if few else "seeds")
 
     def _mover(
-        self, result: Estimate, parts: Sequence[tuple[float, Estimate]], df: float, margin: float | None
-    ) -> Estimate:
-        """Interval of a contrast from those of its parts (Newcombe 1998, method 10); ignores pairing, so it is wide.
+        self, result: Estimate, parts: Sequence[tuple[float, Estimate]], terms: Sequence[Floats], df: float,
+        margin: float | None,
+    ) -> Estimate:  # fmt: skip
+        """Interval of a contrast from those of its parts (Newcombe 1998, method 10). Pairing that makes it sharper is
+        left out, so that it is wide; what makes it less sharp (wins and losses, which exclude each other) is not.
 
         P-values are Student's with the degrees of freedom `df`, and below .05 where the interval leaves out 0.
         """
         down = [w * (e.value - (e.low if w > 0 else e.high)) for w, e in parts]
         up = [w * ((e.high if w > 0 else e.low) - e.value) for w, e in parts]
-        below, above = math.hypot(*down), math.hypot(*up)
+        pairs = [(i, j, _widens(terms[i], terms[j])) for i, j in combinations(range(len(terms)), 2)]
+        below, above = (
+            math.sqrt(sum(x * x for x in side) + 2 * sum(rho * side[i] * side[j] for i, j, rho in pairs))
+            for side in (down, up)
+        )
         reach = _Spread(0.0, df).quantile(self._level)
         result = replace(result, low=result.value - below, high=result.value + above, method="mover")
         return _tested(result, (below / reach, above / reach), df, margin)
+
+
+def _widens(one: Floats, other: Floats) -> float:
+    """The correlation of the draws of two terms of a sum, where it makes the sum less sure; else 0."""
+    num = min(len(one), len(other))
+    x, y = one[:num] - np.nanmean(one[:num]), other[:num] - np.nanmean(other[:num])
+    scale = math.sqrt(np.nanmean(x * x) * np.nanmean(y * y))
+    return max(0.0, float(np.nanmean(x * y)) / scale) if scale > 0 else 0.0
 
 
 def _tested(result: Estimate, errors: tuple[float, float], df: float, margin: float | None) -> Estimate:
@@ -320,30 +342,3 @@ def _point(tables: Sequence[Table], statistic: Statistic) -> float:
 def _counting(tables: Sequence[Table], statistic: Statistic) -> list[Table]:
     """The tables that have a figure of their own, in order of seeds."""
     return sorted((t for t in tables if not math.isnan(_point([t], statistic))), key=lambda t: t.seed)
-
-
-# --- small formulas ---------------------------------------------------------------------------------------------------
-
-
-def wilson(num_events: float, num: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a rate (Wilson 1927)."""
-    return _wilson(num_events, num, _Spread(0.0, math.inf).quantile(level))
-
-
-def _wilson(num_events: float, num: float, z: float) -> tuple[float, float]:
-    if num <= 0:
-        return 0.0, 1.0
-    rate = num_events / num
-    centre = (rate + z * z / (2 * num)) / (1 + z * z / num)
-    half = z / (1 + z * z / num) * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num))
-    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979), in the order given."""
-    adjusted = [1.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = largest
-    return adjusted

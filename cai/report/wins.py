@@ -105,7 +105,7 @@ def _matches_of(first: Policy, second: Policy, by_seed: Mapping[int, list[dict[s
     lengths = {seed: _log_ratios(rows, first, second, seed) for seed, rows in by_seed.items()}
     judged = {s: [_outcome(r.get("p_a"), 0.5) for r in rows] for s, rows in by_seed.items()}
     gold = {s: [_outcome(r.get("gold_a"), r.get("gold_b")) for r in rows] for s, rows in by_seed.items()}
-    swayed = {s: [_swayed(r) for r in rows] for s, rows in by_seed.items()}
+    swayed = {s: _swayed(rows, first, second, s) for s, rows in by_seed.items()}
     never = {s: [math.nan] * len(rows) for s, rows in by_seed.items()}
     for judge, outcomes, order in (("AI judge", judged, swayed), ("gold", gold, never)):
         if any(not math.isnan(x) for values in outcomes.values() for x in values):
@@ -135,12 +135,19 @@ def _outcome(a: float | None, b: float | None) -> float:
     return 0.5 if a == b else float(a > b)
 
 
-def _swayed(row: Mapping[str, Any]) -> float:
-    """Whether the orders disagree. Not asked of two equal responses, whose probabilities cancel to exactly a half:
-    no order could say which is better.
-    """
-    consistent = row.get("consistent")
-    return math.nan if consistent is None or row.get("p_a") == 0.5 else float(not consistent)
+def _swayed(rows: Sequence[Mapping[str, Any]], first: Policy, second: Policy, seed: int) -> list[float]:
+    """Whether the orders disagree; not asked of two equal texts, of which no order could say which is better."""
+    texts: list[dict[str, str]] = []
+    for policy in (first, second):
+        responses = policy.evaluations[seed].rows("responses.jsonl") or [] if seed in policy.evaluations else []
+        texts.append({r["id"]: r["text"] for r in responses})
+    own, other = texts
+    found = []
+    for row in rows:
+        key, consistent = row["response_id"], row.get("consistent")
+        equal = key in own and own[key] == other.get(key)
+        found.append(math.nan if consistent is None or equal else float(not consistent))
+    return found
 
 
 # --- win rates --------------------------------------------------------------------------------------------------------

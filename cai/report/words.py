@@ -215,8 +215,8 @@ def _against_sl_cai(policies: Sequence[Policy], rates: Sequence[WinRate], one_ju
         if swapped and max(swapped) > _OFTEN:
             worst = figure(max(swapped), "%")
             sentences.append(
-                f"Asked in the other order, it says the opposite on up to {worst} of pairs: there it goes by the "
-                "position, which averaging both orders takes out."
+                f"Asked in the other order, it says the opposite on up to {worst} of pairs of different texts: "
+                "there the position decides, and the average of both orders says little."
             )
     return " ".join(sentences)
 

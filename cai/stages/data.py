@@ -84,15 +84,17 @@ class Data:
 
         tokenizer = load_tokenizer(self._model)
         prompts = [*sets.red_team, *map(_prompt, sets.demonstrations), *sets.comparisons, *sets.rl, *sets.evaluation]
-        ids = {prompt.id: encode_dialogue(tokenizer, prompt.turns)[0] for prompt in prompts}
-        num_tokens = sum(map(len, ids.values()))
-        unknown = sum(own.count(tokenizer.unk_token_id) for own in ids.values())
+        lengths, unknown = {}, 0
+        for prompt in prompts:
+            ids, lengths[prompt.id] = encode_dialogue(tokenizer, prompt.turns)
+            unknown += ids.count(tokenizer.unk_token_id)
+        num_tokens = sum(lengths.values())
         if unknown > MAX_UNKNOWN * num_tokens:
             raise DataError(
                 f"model: {self._model} does not know {unknown / num_tokens:.0%} of the tokens of these prompts, and "
                 f"{MAX_UNKNOWN:.0%} is the most that is allowed; choose another (model=hf model.path=FOLDER-OR-HUB-ID)"
             )
-        return {name: len(own) for name, own in ids.items()}
+        return lengths
 
 
 def _prompt(record: Prompt | Demonstration) -> Prompt:
