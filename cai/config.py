@@ -263,7 +263,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\. | requires )", text)
     if several:
         name, _, values = several[1].partition("=")
-        listed = f", or write {name}=[{values}] for a list" if text.startswith("Ambiguous") else ""
+        listed = f", or, where it takes a list, write {name}=[{values}]" if text.startswith("Ambiguous") else ""
         return f"{several[1]}: several values; add -m for a run with each of them{listed}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key}: has no value yet; give it one: {key}=..."

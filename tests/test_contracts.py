@@ -268,7 +268,7 @@ def test_what_a_real_model_says_is_what_is_written(whole: Path) -> None:
         rows: Any = judgment.evidence
         assert judgment.pairs[0].p == pytest.approx((rows[0]["p"] + 1 - rows[1]["p"]) / 2)
         assert 0 < rows[0]["mass"] < 0.2, "two options of some four hundred words"
-    assert read_json(whole / "win_rate" / "win_rate.json")["win_rate"] == 0.5, "a model against itself"
+    assert read_json(whole / "win_rate" / "win_rate.json")["strict_win_rate"] == 0.5, "a model against itself"
     assert {row["p_a"] for row in read_rows(whole / "win_rate" / "wins.jsonl")} == {0.5}
 
 

@@ -202,7 +202,7 @@ def test_wins_are_those_of_both_orders(data: Path, workdir: Path) -> None:
     assert {row["principle"] for row in judged} == {"kind", "brief", "safe"}, "one is drawn for each"
     summary = read_json(workdir / "out" / "win_rate.json")
     assert (summary["num_wins"], summary["num_losses"], summary["num_ties"]) == (12, 5, 3)
-    assert facts["win_rate"] == pytest.approx((12 + 1.5) / 20)
+    assert facts["strict_win_rate"] == pytest.approx((12 + 1.5) / 20)
     assert facts["gold_win_rate"] == pytest.approx((5 + 1.5) / 20)
 
 
@@ -226,7 +226,7 @@ def test_a_judge_that_sees_positions_only_gives_ties(data: Path, workdir: Path) 
     engine = FunctionEngine(logp=lambda asked, choice: math.log(0.8 if choice in (" (A)", " yes") else 0.1))
     run(WinRate(labeler=ai_labeler(workdir, engine)), {"data": data, **sides}, workdir / "out")
     summary = read_json(workdir / "out" / "win_rate.json")
-    assert (summary["num_ties"], summary["win_rate"], summary["mean_p_a"]) == (20, 0.5, 0.5)
+    assert (summary["num_ties"], summary["strict_win_rate"], summary["mean_p_a"]) == (20, 0.5, 0.5)
 
 
 def test_a_judge_without_orders_gives_probabilities_only(data: Path, workdir: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_judge_without_orders_gives_probabilities_only(data: Path, workdir: Pa
     run(WinRate(labeler=people()), {"data": data, **sides}, workdir / "out")
     rows = read_rows(workdir / "out" / "wins.jsonl")
     assert {row["p_a"] for row in rows} == {0.0, 1.0} and {row["consistent"] for row in rows} == {None}
-    assert read_json(workdir / "out" / "win_rate.json")["win_rate"] is None
+    assert read_json(workdir / "out" / "win_rate.json")["strict_win_rate"] is None
     assert read_rows(workdir / "out" / "principles.jsonl") == []
 
 

@@ -47,6 +47,8 @@ def test_verdicts_hedge() -> None:
     assert verdict(difference(0.01, -0.10, 0.12, 1.0), lower) == "no difference detected"
     near = replace(difference(0.01, -0.02, 0.04, 1.0), estimate=replace(estimate(0.01, -0.02, 0.04), p_equal=0.01))
     assert verdict(near, lower) == "no difference detected, and equal within 5 points"
+    at_odds = difference(-0.035, -0.069, 0.004, 0.03)
+    assert verdict(at_odds, lower) == "no difference detected" and not at_odds.is_detected, "its interval holds 0"
     assert verdict(difference(-0.2, -0.3, -0.1, 0.001), lower) == "in favour of A"
     assert verdict(difference(0.2, 0.1, 0.3, 0.001), lower) == "in favour of B"
     assert verdict(difference(0.2, 0.01, 0.3, 0.2), neither) == (

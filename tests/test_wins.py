@@ -108,6 +108,8 @@ def test_rate_at_equal_length_is_the_logistic_regression_of_statsmodels() -> Non
     low, high = (1 / (1 + math.exp(-(fit.params[0] + sign * 1.96 * fit.bse[0]))) for sign in (-1, 1))
     assert (rate.at_equal_length.low, rate.at_equal_length.high) == pytest.approx((low, high), abs=0.015)
     assert rate.estimate.value > 0.5 > rate.at_equal_length.value  # it won by being longer
+    wald = fit.params[0] / fit.bse[0]  # the test that the rate is a half, not that it is nothing
+    assert rate.at_equal_length.p_value == pytest.approx(math.erfc(abs(wald) / math.sqrt(2)), abs=0.03)
 
 
 def test_each_seed_at_equal_length_is_its_own_fit() -> None:

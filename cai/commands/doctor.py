@@ -17,6 +17,9 @@ _EXTRAS: Final = {
     "endpoint": "openai",
     "sweep": "hydra-joblib-launcher",
     "lora": "peft",
+    "optuna": "hydra-optuna-sweeper",
+    "slurm": "hydra-submitit-launcher",
+    "harness": "lm-eval",
     "dev": "pytest",
 }
 

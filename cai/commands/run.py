@@ -139,15 +139,17 @@ def run_arms(arms: Sequence[Prepared], folder: Path) -> list[Path]:
             done[arm.arm] = _run_arm(arm, own, store, todo[arm.arm])
         except LabelsMissing as error:  # the other arms need not wait for this one's people
             waiting.append(f"arm {arm.arm}: {error}" if arm.arm else str(error))
-    if waiting:
-        raise LabelsMissing("; ".join(waiting))
     for arm, own in zip(arms, folders, strict=True):
-        for rival in rivals[arm.arm]:
+        for rival in rivals[arm.arm] if arm.arm in done else ():
+            if rival not in done:
+                continue
             entries = done[arm.arm]
             name = f"win_rate_over_{rival}"
             entries[name] = _head_to_head(arm, entries, done[rival], store)
             print(pipeline.line(name, entries[name]), flush=True)
             _write_run(arm, own, entries, todo[arm.arm])
+    if waiting:
+        raise LabelsMissing("; ".join(waiting))
     return folders
 
 

@@ -227,6 +227,8 @@ def lint(name: str, run: str | None, num: int, overrides: Sequence[str]) -> int:
     out = show.console()
     texts = text_findings(own.constitution)
     _show_findings("Texts", texts)
+    for line in _strange(own, "lint", []):
+        out.print(line)
     data = linting.data_of(own, folder)
     pairs = linting.pairs_to_judge(own, data, num, folder)
     tags = linting.tag_findings(own, data, pairs)

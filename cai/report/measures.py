@@ -89,6 +89,11 @@ class Difference:
     estimate: Estimate
     p_holm: float
 
+    @property
+    def is_detected(self) -> bool:
+        """Whether it differs from 0 after correction: its interval leaves out 0, too."""
+        return self.estimate.excludes_zero and self.p_holm < 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

@@ -182,11 +182,10 @@ def notice_of(runs: Sequence[Run]) -> str:
 
 
 def _series(runs: Sequence[Run], policies: Sequence[Policy]) -> dict[str, int]:
-    """Colour and marker by policy or arm name: base 0, SL-CAI 1, arms from 2 (and a base or SL-CAI of their own)."""
+    """Colour and marker by policy or arm name: base 0, SL-CAI 1, arms from 2."""
     names = dict.fromkeys([*(p.name for p in policies if p.kind == "policy"), *(run.arm for run in runs)])
     arms = {arm: 2 + i % (len(plots.COLOURS) - 2) for i, arm in enumerate(names)}
-    early = {p.name: {"base": 0, "sl_cai": 1}[p.kind] if not p.arms else arms[p.arms[0]]
-             for p in policies if p.kind != "policy"}  # fmt: skip
+    early = {p.name: {"base": 0, "sl_cai": 1}[p.kind] for p in policies if p.kind != "policy"}
     return arms | early
 
 

@@ -21,6 +21,7 @@ _INK: Final = "#010101"
 _MUTED: Final = "#020202"
 _GRID: Final = "#030303"
 COLOURS: Final = tuple(f"#0500{k:02x}" for k in range(10))
+LONGEST: Final = 38  # characters of a name beside a figure
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 _VARIABLES: Final = {_INK: "--ink", _MUTED: "--muted", _GRID: "--rule"} | {
     colour: f"--series-{k}" for k, colour in enumerate(COLOURS)
@@ -85,6 +86,9 @@ def dots(
     `marks` puts a line at a value in the panel of that name (50 % of a win rate).
     """
     rows = list(dict.fromkeys(point.name for points in panels.values() for point in points))
+    names = [_fitting(name, LONGEST) for name in rows]
+    left = 0.2 + 0.075 * max(map(len, names))
+    widest = int((7.4 - left) / len(panels) / 0.08)
 
     def draw(axes: "Sequence[Axes]") -> None:
         for ax, (title, points) in zip(axes, panels.items(), strict=True):
@@ -93,15 +97,22 @@ def dots(
                 _bar(ax, point.x, y, factor, point.series)
             if marks and title in marks:
                 ax.axvline(marks[title] * factor, color=_MUTED, linewidth=0.8, dashes=(3, 3))
-            ax.set(title=title, ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows)
+            ax.set(
+                title=_fitting(title, widest), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=names
+            )
             ax.grid(axis="y", visible=False)
             ax.tick_params(axis="y", labelcolor=_INK)
             top = max(p.x.high for p in points) * factor
             ax.set_xlim(-0.02 * factor, (1.02 if factor == 100.0 else 1.1) * (100 if factor == 100.0 else top))
             ax.spines["left"].set_visible(False)
 
-    left = 0.2 + 0.075 * max(map(len, rows))
     return _svg(draw, columns=len(panels), height=0.6 + 0.27 * len(rows), left=left, bottom=0.28, gap=0.3, share_y=True)
+
+
+def _fitting(name: str, num: int) -> str:
+    """`name`, or its two ends, with at most `num` characters: the tables have it whole."""
+    num = max(num, 9)
+    return name if len(name) <= num else f"{name[: (num - 1) // 2]}…{name[-(num // 2) :]}"
 
 
 def _bar(ax: "Axes", estimate: Estimate, y: float, factor: float, series: int) -> None:
@@ -196,7 +207,9 @@ def reliability(
                 ax.plot([b.predicted] * 2, ends, color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
                 size = 3 + 5 * (b.num / most) ** 0.5
                 ax.plot(b.predicted, b.outcome, MARKERS[series], color=colour, markersize=size, markeredgewidth=0)
-            ax.set(title=title, xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            ax.set(
+                title=_fitting(title, 76 // len(axes)), xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1)
+            )
             ax.set(xlabel=x_label, aspect="equal")
         axes[0].set_ylabel(y_label)
 
@@ -212,7 +225,12 @@ def histograms(panels: Mapping[str, tuple[int, Sequence[int]]]) -> str:
             centres = [(k + 0.5) * width for k in range(len(bars))]
             shares = [100 * n / total for n in bars]
             ax.bar(centres, shares, width * 0.86, color=COLOURS[series], linewidth=0)
-            ax.set(title=title, xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="probability of the first response")
+            ax.set(
+                title=_fitting(title, 76 // len(axes)),
+                xlim=(0, 1),
+                xticks=(0, 0.5, 1),
+                xlabel="probability of the first response",
+            )
             ax.grid(axis="x", visible=False)
         axes[0].set_ylabel("% of labels")
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from cai.report.logistic import logistic, sigmoid
-from cai.report.resampling import Floats, Table, mean_table, ratio, table_of
+from cai.report.resampling import Floats, Statistic, Table, mean_of, mean_table, ratio, table_of
 from cai.report.runs import Policy, Run
 from cai.report.statistics import Bootstrap, Estimate
 
@@ -162,13 +162,10 @@ def _win_rate(match: Match, bootstrap: Bootstrap) -> WinRate | None:
     def estimated(values: Mapping[int, Sequence[float]]) -> Estimate | None:
         return bootstrap.estimate([mean_table(s, match.prompts[s], v, is_rate=True) for s, v in values.items()])
 
-    estimate = estimated(match.outcomes)
+    tables = [mean_table(s, match.prompts[s], v, is_rate=True) for s, v in match.outcomes.items()]
+    estimate = _against_parity(tables, bootstrap)
     if estimate is None:
         return None
-    tables = [mean_table(s, match.prompts[s], v, is_rate=True) for s, v in match.outcomes.items()]
-    parity = bootstrap.contrast([(1.0, tables)], null=0.5, margin=MARGIN)
-    if parity is not None:
-        estimate = replace(estimate, p_value=parity.p_value, p_equal=parity.p_equal)
     inconsistent = estimated(match.swayed)
     strict = {
         s: [0.5 if w == 1 else o for o, w in zip(v, match.swayed[s], strict=True)] for s, v in match.outcomes.items()
@@ -205,7 +202,16 @@ def _at_equal_length(match: Match, bootstrap: Bootstrap) -> Estimate | None:
         if fitted is None:
             return None
         tables.append(_newton_table(seed, match.prompts[seed], x, y, fitted))
-    return bootstrap.estimate(tables, _rate_at_equal_length)
+    return _against_parity(tables, bootstrap, _rate_at_equal_length)
+
+
+def _against_parity(tables: Sequence[Table], bootstrap: Bootstrap, statistic: Statistic = mean_of) -> Estimate | None:
+    """A rate with p-values of the tests that it is a half, and that it is not within the margin of a half."""
+    estimate = bootstrap.estimate(tables, statistic)
+    parity = bootstrap.contrast([(1.0, tables)], statistic, null=0.5, margin=MARGIN)
+    if estimate is None or parity is None:
+        return estimate
+    return replace(estimate, p_value=parity.p_value, p_equal=parity.p_equal)
 
 
 def _newton_table(seed: int, prompts: Sequence[str], x: Floats, y: Floats, b: Floats) -> Table:

@@ -174,7 +174,7 @@ def move(found: Difference | None) -> str:
         return ""
     if not found.estimate.excludes_zero:
         return f"no difference from {found.second} detected"
-    if found.p_holm >= 0.05:
+    if not found.is_detected:
         side = "above" if found.estimate.value > 0 else "below"
         return f"{side} {found.second}, but not after correction for the number of comparisons"
     return "raises" if found.estimate.value > 0 else "lowers"
@@ -232,7 +232,7 @@ def _rivals(first: Policy, second: Policy, measures: Measures, rates: Sequence[W
         found = measures.difference(first.name, second.name, column.name)
         if found is None:
             continue
-        differs = column.is_main and found.estimate.excludes_zero and found.p_holm < 0.05
+        differs = column.is_main and found.is_detected
         if column.name in measures.declared or differs:
             parts.append(f"{column.label} {signed(found.estimate, column.unit)}: {verdict(found, column)}.")
     for rate in rates:
@@ -252,7 +252,7 @@ def verdict(found: Difference, column: Column) -> str:
         words = f"in favour of {found.second}"
     else:
         words = "higher" if estimate.value > 0 else "lower"
-    return words if found.p_holm < 0.05 else f"{words}, but not after correction for the number of comparisons"
+    return words if found.is_detected else f"{words}, but not after correction for the number of comparisons"
 
 
 def _equal(estimate: Estimate) -> bool:
@@ -266,6 +266,9 @@ def _winner(rate: WinRate) -> str:
     shown = f"{_by(rate.judge)}, {rate.first} wins {with_interval(rate.estimate, '%')} of pairs"
     if rate.at_equal_length is not None:
         shown += f" ({with_interval(rate.at_equal_length, '%')} at equal length)"
+    if rate.inconsistent and rate.strict and rate.inconsistent.value > _OFTEN:
+        orders = f"the orders disagree on {figure(rate.inconsistent.value, '%')}"
+        shown += f", though {orders}: {with_interval(rate.strict, '%')} where both must agree"
     return f"{shown}{parity if undecided else ''}."
 
 

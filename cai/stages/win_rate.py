@@ -96,13 +96,15 @@ def _row(judgment: Judgment) -> dict[str, Any]:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Wins, ties and losses of a, and its win rate (wins + ties / 2) / n: by the judge, and by gold."""
+    """Wins, ties and losses of a, and its win rate (wins + ties / 2) / n: by the judge where both orders agree, and by
+    gold.
+    """
     winners = [row["winner"] for row in rows if row["winner"] is not None]
     judged = [row["p_a"] for row in rows if row["p_a"] is not None]
     both = [(row["gold_a"], row["gold_b"]) for row in rows if row["gold_a"] is not None and row["gold_b"] is not None]
     gold = ["a" if a > b else "b" if b > a else "tie" for a, b in both]
     return {
-        "win_rate": _win_rate(winners),
+        "strict_win_rate": _win_rate(winners),
         "gold_win_rate": _win_rate(gold),
         "num_wins": winners.count("a"),
         "num_losses": winners.count("b"),
