@@ -100,3 +100,13 @@ def test_a_job_without_labels_is_left_out_of_the_labelers(tmp_path: Path, capsys
     assert found["left_out"] == left_out
     assert [(run["name"], run["seed"]) for run in found["runs"]] == [("rlhf", 0), ("rlhf", 1), ("rlaif", 1)]
     assert "killed is left out: out of memory." in (tmp_path / "page" / "labelers.html").read_text()
+
+
+def test_arms_that_need_not_wait_for_people_meet_and_can_be_compared(project: Path) -> None:
+    waiting = ["~label.word", "~label.labeler", "label._target_=tiny.People", "+label.who=ada"]
+    echo_experiment(project, {"rlhf": ["labeler=simulated"], "human": waiting, "rlaif": ["labeler=ai"]})
+    assert cli.main(["run", "experiment=both"]) == 3
+    folders, left_out = finished([project / "runs/both"])
+    assert [folder.name for folder in folders] == ["rlhf", "rlaif"]
+    assert left_out.keys() == {"human"} and left_out["human"].startswith("stopped before ")
+    assert "win_rate_over_rlaif" in read_json(folders[0] / "run.json")["stages"]
