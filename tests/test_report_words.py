@@ -11,7 +11,7 @@ import yaml
 from reports import estimate, figures, page, quick, runs, shown
 
 from cai.report.measures import Column, Difference
-from cai.report.words import figure, interval, joined, move, plain, signed, verdict, with_interval
+from cai.report.words import figure, interval, joined, label_findings, move, plain, signed, verdict, with_interval
 
 __all__ = ["figures", "page", "runs"]  # fixtures
 
@@ -83,6 +83,13 @@ def test_limits_follow_from_the_runs(runs: list[Path], figures: dict[str, Any]) 
     assert "RLHF was labelled by simulated people, whose values are exactly the gold score" in text
     alone = " ".join(quick([r for r in runs if "seed=0" in str(r) and r.name == "rlhf"]).limits)
     assert alone.startswith("One seed.") and "that labelled for" not in alone
+
+
+def test_of_many_arms_the_summary_has_the_range(runs: list[Path]) -> None:
+    report = quick(runs)
+    models = [replace(report.reward_models[0], arm=f"{n}", accuracy=estimate(n / 10, 0, 1)) for n in (6, 5, 8, 7)]
+    ((_, told),) = label_findings(None, models)
+    assert shown(told) == "On held-out pairs reward models predict 50 % to 80 % of the labels of their arm."
 
 
 def test_limits_say_that_arms_have_different_judges(runs: list[Path], tmp_path: Path) -> None:

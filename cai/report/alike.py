@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cai.records import digest_file
-from cai.report.runs import Run, by_arm
+from cai.report.runs import MANY, Run, by_arm
 from cai.report.words import joined
 
 __all__ = ["Differing", "differing", "judges", "unequal"]
@@ -78,7 +78,7 @@ def _own_judges(differing: Sequence[Differing]) -> Iterator[str]:
     """A sentence where judges of win rates differ: in what, what that forbids, and the way out."""
     if not differing:
         return
-    told = [f"{s.key} is {joined([f'{value} in {arm}' for arm, value in s.values.items()])}" for s in differing]
+    told = [f"{s.key} is {joined([f'{value} in {arms}' for value, arms in _by_value(s).items()])}" for s in differing]
     firsts = [(one.key, next(iter(one.values.values()))) for one in differing]
     remedy = " ".join(f"{key}={_AS_TYPED.get(value, value)}" for key, value in firsts)
     if any(one.key.endswith(".labeler._target_") or _ABSENT in one.values.values() for one in differing):
@@ -88,6 +88,14 @@ def _own_judges(differing: Sequence[Differing]) -> Iterator[str]:
         "arm against another by that of the arm listed first: rates of different arms cannot be compared. One judge "
         f"for all: {remedy}."
     )
+
+
+def _by_value(setting: Differing) -> dict[str, str]:
+    """The arms of every value, by name; of many, their number."""
+    arms: dict[str, list[str]] = {}
+    for arm, value in setting.values.items():
+        arms.setdefault(value, []).append(arm)
+    return {value: joined(own) if len(own) <= MANY else f"{len(own)} arms" for value, own in arms.items()}
 
 
 def _seeds(runs: Sequence[Run]) -> list[str]:

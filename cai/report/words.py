@@ -273,9 +273,11 @@ def _winner(rate: WinRate) -> str:
 
 
 def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> list[tuple[str, str]]:
-    """Agreement of labelers, the human ceiling, and the reward models beside it."""
+    """Agreement of labelers, the human ceiling, and the reward models beside it; of many arms, how far they range."""
+    if max(len(labels.arms) if labels else 0, len(rewards)) > MANY:
+        return _label_ranges(labels, rewards)
     parts = []
-    for found in labels.between if labels and len(labels.arms) <= MANY else ():  # of more, the table tells
+    for found in labels.between if labels else ():
         chance = f" (kappa {with_interval(found.kappa, '')})" if found.kappa else ""
         parts.append(
             f"The labels of {found.first} and {found.second} agree on {with_interval(found.raw, '%')} of pairs{chance}."
@@ -290,3 +292,16 @@ def label_findings(labels: Labels | None, rewards: Sequence[RewardModel]) -> lis
         right = [f"{with_interval(m.accuracy, '%')} of the labels of {m.arm}" for m in rewards]
         parts.append(f"On held-out pairs the reward model predicts {joined(right)}.")
     return [("Labels and reward models", " ".join(parts))] if parts else []
+
+
+def _label_ranges(labels: Labels | None, rewards: Sequence[RewardModel]) -> list[tuple[str, str]]:
+    people = [arm.people.raw.value for arm in (labels.arms if labels else ()) if arm.people is not None]
+    right = [model.accuracy.value for model in rewards]
+    parts = [f"Two people agree on {_range(people)} of pairs."] if people else []
+    parts += [f"On held-out pairs reward models predict {_range(right)} of the labels of their arm."] if right else []
+    return [("Labels and reward models", " ".join(parts))] if parts else []
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (figure(value, "%", 0) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
