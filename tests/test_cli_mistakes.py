@@ -15,7 +15,10 @@ __all__ = ["project"]  # fixture
     ("override", "message"),
     [
         ("sed=1", "sed: unknown key 'sed'; did you mean 'seed'? Allowed: endpoint,"),
-        ("seed=0,1", "seed=0,1: several values; add -m for a run with each of them, or write seed=[0,1] for a list\n"),
+        (
+            "seed=0,1",
+            "add -m for a run with each of them, or, where it takes a list, write seed=[0,1]\n",
+        ),
         ("seed=range(0,2)", "seed=range(0,2): several values; add -m for a run with each of them\n"),
         ("labeler.size=1", "labeler.size: unknown key 'size'. Allowed: who; it is a key of labeler=third\n"),
         ("arms.a=[]", "arms.a: there are no arms; they come from an experiment (add experiment=demo) or are added: +"),

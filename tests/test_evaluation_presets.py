@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import random_model
-from test_evaluation_sets import CROWS, WINOGENDER, XSTEST, file, lines
+from set_files import CROWS, WINOGENDER, XSTEST, file, lines
 
 from cai import cli, config
 from cai.paths import packaged
