@@ -123,4 +123,5 @@ def test_browser_has_nothing_to_complain_about(page: str, runs: list[Path], sche
         assert violations(tab) == []
         tab.set_viewport_size({"width": 390, "height": 844})  # a phone
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        assert violations(tab) == [], "tables that scroll can be reached by keys"
         window.close()
