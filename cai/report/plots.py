@@ -21,7 +21,9 @@ _INK: Final = "#010101"
 _MUTED: Final = "#020202"
 _GRID: Final = "#030303"
 COLOURS: Final = tuple(f"#0500{k:02x}" for k in range(10))
-LONGEST: Final = 38  # characters of a name beside a figure
+WIDTH: Final = 7.4  # of a figure, in inches
+LONGEST: Final = 38  # characters of a name beside a figure: more would leave its panels no room
+TITLES: Final = 76  # characters of the titles of a row of panels together, so that they do not overlap
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 _VARIABLES: Final = {_INK: "--ink", _MUTED: "--muted", _GRID: "--rule"} | {
     colour: f"--series-{k}" for k, colour in enumerate(COLOURS)
@@ -88,7 +90,7 @@ def dots(
     rows = list(dict.fromkeys(point.name for points in panels.values() for point in points))
     names = [_fitting(name, LONGEST) for name in rows]
     left = 0.2 + 0.075 * max(map(len, names))
-    widest = int((7.4 - left) / len(panels) / 0.08)
+    widest = int((WIDTH - left) / len(panels) / 0.08)  # a character of a title is about 0.08 inches wide
 
     def draw(axes: "Sequence[Axes]") -> None:
         for ax, (title, points) in zip(axes, panels.items(), strict=True):
@@ -208,7 +210,11 @@ def reliability(
                 size = 3 + 5 * (b.num / most) ** 0.5
                 ax.plot(b.predicted, b.outcome, MARKERS[series], color=colour, markersize=size, markeredgewidth=0)
             ax.set(
-                title=_fitting(title, 76 // len(axes)), xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1)
+                title=_fitting(title, TITLES // len(axes)),
+                xlim=(0, 1),
+                ylim=(0, 1),
+                xticks=(0, 0.5, 1),
+                yticks=(0, 0.5, 1),
             )
             ax.set(xlabel=x_label, aspect="equal")
         axes[0].set_ylabel(y_label)
@@ -226,7 +232,7 @@ def histograms(panels: Mapping[str, tuple[int, Sequence[int]]]) -> str:
             shares = [100 * n / total for n in bars]
             ax.bar(centres, shares, width * 0.86, color=COLOURS[series], linewidth=0)
             ax.set(
-                title=_fitting(title, 76 // len(axes)),
+                title=_fitting(title, TITLES // len(axes)),
                 xlim=(0, 1),
                 xticks=(0, 0.5, 1),
                 xlabel="probability of the first response",
@@ -246,7 +252,7 @@ def _svg(
     columns: int,
     height: float,
     rows: int = 1,
-    width: float = 7.4,
+    width: float = WIDTH,
     left: float = 0.45,
     bottom: float = 0.45,
     gap: float = 0.35,
